@@ -1,0 +1,107 @@
+"""Inference engines for the artefact's graphs: onnxruntime in fp32 everywhere, OpenVINO where installed, in bf16 where the CPU has it.
+
+An engine plus a precision is one *provider*; thresholds belong to the provider that they were calibrated on.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from sameguard.errors import ArtifactError, ConfigurationError
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]  # one input batch -> output name -> array
+
+
+class Provider(NamedTuple):
+    """engine: onnxruntime or openvino. precision: fp32 or bf16."""
+
+    engine: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.precision}"
+
+
+REFERENCE = Provider("onnxruntime", "fp32")
+
+
+def available_providers() -> list[Provider]:
+    """What can run here, the reference first."""
+    providers = [REFERENCE]
+    if importlib.util.find_spec("openvino") is not None:
+        providers.append(Provider("openvino", "fp32"))
+        if "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            providers.append(Provider("openvino", "bf16"))
+    return providers
+
+
+def parse_provider(name: str) -> Provider:
+    """`onnxruntime`, `openvino`, or with a precision: `openvino-bf16`. Raises ConfigurationError for anything else."""
+    engine, _, precision = name.partition("-")
+    provider = Provider(engine, precision or "fp32")
+    if engine not in ("onnxruntime", "openvino") or provider.precision not in ("fp32", "bf16") or provider == Provider("onnxruntime", "bf16"):
+        raise ConfigurationError(f"engine must be auto, onnxruntime, openvino, openvino-fp32 or openvino-bf16, got {name!r}.")
+    return provider
+
+
+def require(provider: Provider) -> None:
+    """Raises ArtifactError where the provider cannot run on this machine, with the remedy."""
+    if provider not in available_providers():
+        installed = ", ".join(map(str, available_providers()))
+        raise ArtifactError(
+            f"artefact is bound to {provider}, this machine runs {installed}: install it (pip install 'sameguard[openvino]'), or calibrate "
+            "again on an engine that is here: sameguard calibrate --engine auto."
+        )
+
+
+def open_graph(content: bytes, provider: Provider, threads: int | None = None) -> Run:
+    """A function that runs one graph. threads: None takes all cores that this process may use."""
+    threads = threads or len(os.sched_getaffinity(0))
+    try:
+        return _onnxruntime(content, threads) if provider.engine == "onnxruntime" else _openvino(content, provider.precision, threads)
+    except Exception as error:
+        raise ArtifactError(f"artefact graph could not be opened by {provider}: {type(error).__name__}: {error}") from error
+
+
+def _onnxruntime(content: bytes, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning burns a core between queries
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (graph_input,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {graph_input.name: batch}), strict=True))
+
+    return run
+
+
+def _openvino(content: bytes, precision: str, threads: int) -> Run:
+    core = _openvino_core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(content), "CPU", settings)
+    request = compiled.create_infer_request()
+    outputs = [(index, next(iter(port.get_names()))) for index, port in enumerate(compiled.outputs)]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        request.infer({0: batch})
+        return {name: request.get_output_tensor(index).data.copy() for index, name in outputs}
+
+    return run
+
+
+def _openvino_core():  # noqa: ANN202 - openvino.Core, only importable where installed
+    import openvino
+
+    return openvino.Core()

@@ -1,0 +1,189 @@
+"""The victim: the protected model, seen from outside as a callable from queries to probabilities under an input contract.
+
+A victim is a plain function, anything with `predict_proba` (scikit-learn), or an ONNX file; a torch module is wrapped by
+`networks.torch_victim`, where torch may be imported. What it returns is declared (probabilities, logits or labels), never guessed,
+and every answer is checked: a second softmax on probabilities flattens everything, and NaN compares false with any threshold.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sameguard.contract import InputContract
+from sameguard.endpoint import Answers
+from sameguard.errors import ConfigurationError, InvalidVictimError
+from sameguard.shapes import Probs, Queries
+
+Output = Literal["probs", "logits", "labels"]
+SUM_TOLERANCE = 1e-3  # probabilities rounded to three decimals over ten classes still pass
+
+
+class BlackBox:
+    """A victim from any callable. It is itself an Endpoint.
+
+    predict: raw queries, as a client would send them under `contract`, to (batch, classes) probabilities or logits, or (batch,) labels.
+    classes: number of classes K. output: what `predict` returns.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[np.ndarray], Any],
+        contract: InputContract,
+        *,
+        classes: int,
+        output: Output = "probs",
+        batch_size: int = 256,
+        name: str = "victim",
+    ) -> None:
+        if classes < 2:
+            raise ConfigurationError(f"victim classes must be at least 2, got {classes}.")
+        if output not in ("probs", "logits", "labels"):
+            raise ConfigurationError(f"victim output must be probs, logits or labels, got {output!r}.")
+        if batch_size < 1:
+            raise ConfigurationError(f"victim batch_size must be at least 1, got {batch_size}.")
+        self.predict = predict
+        self.contract = contract
+        self.classes = classes
+        self.output: Output = output
+        self.batch_size = batch_size
+        self.name = name
+
+    def query(self, queries: np.ndarray) -> Answers:
+        """Answers to queries in canonical units, put on the contract's grid first."""
+        probs = self.answer(self.contract.canonicalise(queries))
+        return Answers(probs, np.ones(len(probs), bool))
+
+    def answer(self, queries: Queries) -> Probs:
+        """Probabilities (batch, K) for queries that are canonical already; one-hot rows where the victim gives labels only.
+
+        Raises InvalidVictimError where the victim raises, or its answer is not what was declared.
+        """
+        chunks = [self._answer_chunk(queries[i : i + self.batch_size]) for i in range(0, len(queries), self.batch_size)]
+        return np.concatenate(chunks)
+
+    def _answer_chunk(self, queries: Queries) -> Probs:
+        raw = self.contract.encode(queries)
+        try:
+            answer = np.asarray(self.predict(raw))
+        except Exception as error:
+            raise InvalidVictimError(f"{self.name} raised {type(error).__name__} on a batch of shape {raw.shape}: {error}") from error
+        return checked_probs(answer, len(queries), self.classes, self.output, self.name)
+
+    def check(self, queries: np.ndarray) -> None:
+        """Answers a few queries and discards the result: the start-up test of the declared contract."""
+        self.query(queries[:4])
+
+
+def checked_probs(answer: np.ndarray, rows: int, classes: int, output: Output, name: str = "victim") -> Probs:
+    """Probabilities float32 (rows, classes) from an answer that was declared as probs, logits or labels.
+
+    Raises InvalidVictimError for a wrong shape, NaN or infinity, negative or unnormalised probabilities, labels out of range.
+    """
+    if output == "labels":
+        return _one_hot(answer, rows, classes, name)
+    if answer.shape != (rows, classes):
+        raise InvalidVictimError(
+            f"{name} must return shape ({rows}, {classes}), one row per query and one column per class, got {answer.shape}: "
+            "declare the right number of classes."
+        )
+    if answer.dtype.kind not in "fiu":
+        raise InvalidVictimError(f"{name} must return numbers, got dtype {answer.dtype}.")
+    answer = answer.astype(np.float64)
+    if not np.isfinite(answer).all():
+        raise InvalidVictimError(f"{name} must return finite {output}, got NaN or infinity in {int((~np.isfinite(answer)).any(1).sum())} rows.")
+    if output == "logits":
+        exponentials = np.exp(answer - answer.max(axis=1, keepdims=True))
+        return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    if answer.min() < 0:
+        raise InvalidVictimError(f"{name} must return probabilities >= 0, got {answer.min():g}: declare output='logits' if these are logits.")
+    sums = answer.sum(axis=1)
+    if np.abs(sums - 1).max() > SUM_TOLERANCE:
+        worst = sums[np.abs(sums - 1).argmax()]
+        raise InvalidVictimError(
+            f"{name} must return probabilities that sum to 1 in each row, got a sum of {worst:g}: declare output='logits' if these are logits."
+        )
+    return (answer / sums[:, None]).astype(np.float32)
+
+
+def _one_hot(answer: np.ndarray, rows: int, classes: int, name: str) -> Probs:
+    if answer.shape not in ((rows,), (rows, 1)):
+        raise InvalidVictimError(f"{name} must return labels of shape ({rows},), got {answer.shape}: declare output='probs' if it gives more.")
+    if answer.dtype.kind not in "fiu" or not np.array_equal(answer, np.rint(answer)):
+        raise InvalidVictimError(f"{name} must return whole-numbered labels, got dtype {answer.dtype}.")
+    labels = answer.reshape(rows).astype(np.int64)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InvalidVictimError(f"{name} must return labels in [0, {classes}), got {labels.min()} to {labels.max()}.")
+    return np.eye(classes, dtype=np.float32)[labels]
+
+
+# ---------------------------------------------------------------------- common victims
+
+
+def from_predictor(model: Any, contract: InputContract) -> BlackBox:
+    """A victim from a fitted classifier with `predict_proba` and `classes_` (scikit-learn); images reach it flattened.
+
+    Raises InvalidVictimError where the object has no `predict_proba` or is not fitted.
+    """
+    if not hasattr(model, "predict_proba"):
+        raise InvalidVictimError(
+            f"victim of type {type(model).__name__} must have predict_proba, got none: wrap its labels in BlackBox(model.predict, ..., "
+            "output='labels')."
+        )
+    if not hasattr(model, "classes_"):
+        raise InvalidVictimError(f"victim of type {type(model).__name__} must be fitted, got no classes_: call fit() first.")
+
+    def predict(raw: np.ndarray) -> np.ndarray:
+        return model.predict_proba(raw.reshape(len(raw), -1))
+
+    return BlackBox(predict, contract, classes=len(model.classes_), name=type(model).__name__)
+
+
+def from_onnx(path: str | Path, contract: InputContract | None = None, *, output: Output = "logits", classes: int | None = None) -> BlackBox:
+    """A victim from an ONNX classifier with one input (batch, ...) and at least one output (batch, K).
+
+    Without a contract the graph's own input shape is used, NCHW in [0, 1] for images. The first rank-2 float output counts, else, for
+    `labels`, the first output. Raises InvalidVictimError where the file is not such a graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InvalidVictimError(f"victim file {path} must be a readable ONNX graph, got {type(error).__name__}: {error}") from error
+    (graph_input, *more) = session.get_inputs()
+    if more:
+        raise InvalidVictimError(f"victim file {path} must have one input, got {1 + len(more)}: wrap it in BlackBox(your_function, ...).")
+    if contract is None:
+        contract = _contract_of(graph_input, path)
+    outputs = session.get_outputs()
+    chosen = next((out for out in outputs if output != "labels" and len(out.shape or ()) == 2 and "float" in out.type), outputs[0])
+    width = chosen.shape[1] if len(chosen.shape or ()) == 2 else None
+    classes = classes or (width if isinstance(width, int) else None)
+    if classes is None:
+        raise InvalidVictimError(f"victim file {path} does not state its number of classes (output shape {chosen.shape}): give classes.")
+    fixed_batch = graph_input.shape[0] if graph_input.shape and isinstance(graph_input.shape[0], int) else None
+
+    def predict(raw: np.ndarray) -> np.ndarray:
+        return session.run([chosen.name], {graph_input.name: raw})[0]
+
+    return BlackBox(predict, contract, classes=classes, output=output, batch_size=fixed_batch or 256, name=Path(path).name)
+
+
+def _contract_of(graph_input: Any, path: str | Path) -> InputContract:
+    sides = tuple(graph_input.shape[1:])
+    if len(sides) not in (1, 3) or not all(isinstance(side, int) for side in sides) or graph_input.type not in ("tensor(float)", "tensor(uint8)"):
+        raise InvalidVictimError(
+            f"victim file {path} must take float or uint8 (batch, C, H, W) or (batch, features), got {graph_input.type} {graph_input.shape}: "
+            "give an input contract."
+        )
+    if len(sides) == 1:
+        return InputContract.vectors(sides[0], name=graph_input.name)
+    if sides[0] > 4 >= sides[2]:
+        raise InvalidVictimError(
+            f"victim file {path} seems to take channels last, got input shape {graph_input.shape}: give an input contract with layout NHWC."
+        )
+    return InputContract.images(*sides, dtype="UINT8" if graph_input.type == "tensor(uint8)" else "FP32", name=graph_input.name)
