@@ -76,11 +76,14 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"artefact manifest {path} must hold {', '.join(REQUIRED)}, got no {', '.join(missing)}: fit again.")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise ArtifactError(f"artefact manifest {path} must name each of its files with an object, got something else: it was edited.")
 
 
 def _verified(directory: Path, name: str, entry: dict[str, Any]) -> bytes:
     file_name = str(entry.get("file", ""))
-    if not file_name or Path(file_name).name != file_name:
+    if file_name in ("", "..") or Path(file_name).name != file_name:
         raise ArtifactError(f"artefact file {name} must be a plain file name in the artefact's directory, got {file_name!r}.")
     path = directory / file_name
     try:
@@ -89,6 +92,8 @@ def _verified(directory: Path, name: str, entry: dict[str, Any]) -> bytes:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"artefact file {path} is named in the manifest and missing: restore it or fit again.") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"artefact file {path} must be readable, got {type(error).__name__}: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry.get("sha256"):
         raise ArtifactError(
@@ -106,11 +111,14 @@ def write_artifact(directory: str | Path, manifest: dict[str, Any], files: dict[
     Raises ArtifactError where the directory exists and `overwrite` is not set, or the disk refuses; what was there before then stays.
     """
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ArtifactError(f"artefact directory {directory} must be a directory, got a file of that name: choose another name.")
     if directory.exists() and not overwrite and any(directory.iterdir()):
         raise ArtifactError(f"artefact directory {directory} must be new or empty, got one with content: choose another, or overwrite.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
+    temporary = None
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
         for name, content in files.items():
             _write_file(temporary / name, content)
         _write_file(temporary / MANIFEST, _manifest_bytes(manifest, {name: (name, content) for name, content in files.items()}))
@@ -119,7 +127,8 @@ def write_artifact(directory: str | Path, manifest: dict[str, Any], files: dict[
     except OSError as error:
         raise ArtifactError(f"artefact {directory} could not be written: {error}; nothing was changed.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def update_artifact(directory: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray], *, name: str = "benign.npz") -> None:
@@ -134,15 +143,10 @@ def update_artifact(directory: str | Path, manifest: dict[str, Any], arrays: dic
     stem, suffix = name.rsplit(".", 1)
     file_name = f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
     kept = {key: entry for key, entry in manifest["files"].items() if key != name}
+    text = _manifest_bytes(manifest, {name: (file_name, content)}, kept)
     try:
-        _write_file(directory / file_name, content)
-        text = _manifest_bytes(manifest, {name: (file_name, content)}, kept)
-        temporary = directory / f"{MANIFEST}.{os.getpid()}.tmp"
-        try:
-            _write_file(temporary, text)
-            os.replace(temporary, directory / MANIFEST)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _replace_file(directory / file_name, content)  # never in place: equal arrays have the name of the file that is in force
+        _replace_file(directory / MANIFEST, text)
     except OSError as error:
         raise ArtifactError(f"artefact {directory} could not be changed: {error}; it is as it was.") from error
     for old in [*directory.glob(f"{stem}-*.{suffix}"), directory / name]:  # what this or an interrupted update left behind
@@ -155,6 +159,15 @@ def _manifest_bytes(manifest: dict[str, Any], files: dict[str, tuple[str, bytes]
     for name, (file_name, content) in files.items():
         entries[name] = {"file": file_name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     return json.dumps({**manifest, "schema": SCHEMA, "files": entries}, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_file(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -128,11 +128,12 @@ class InputContract:
             raise InvalidQueryError(
                 f"query shape must be (batch, {', '.join(map(str, self.raw_shape))}) in layout {self.layout}, got {raw.shape}."
             )
-        queries = raw.astype(np.float32)
-        if self.layout == "NHWC":
-            queries = queries.transpose(0, 3, 1, 2)
-        queries = queries.reshape(len(raw), *self.shape)
-        return self.canonicalise(queries * self._per_channel(self.scale) + self._per_channel(self.offset))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and canonicalise refuses inf
+            queries = raw.astype(np.float32)
+            if self.layout == "NHWC":
+                queries = queries.transpose(0, 3, 1, 2)
+            queries = queries.reshape(len(raw), *self.shape) * self._per_channel(self.scale) + self._per_channel(self.offset)
+        return self.canonicalise(queries)
 
     def encode(self, queries: Queries) -> np.ndarray:
         """The raw array (batch, *raw_shape) whose decoding is `queries`: what a client of the victim would have sent."""
@@ -141,7 +142,7 @@ class InputContract:
             raw = raw.transpose(0, 2, 3, 1)
         raw = raw.reshape(len(queries), *self.raw_shape)
         if self.dtype == "UINT8":
-            return np.rint(raw).astype(np.uint8)
+            return np.rint(raw).astype(np.uint8, order="C")
         return np.ascontiguousarray(raw, dtype=np.float32)
 
     def canonicalise(self, queries: np.ndarray) -> Queries:

@@ -4,7 +4,7 @@ Victim, guard, meter and HTTP client all are Endpoints, so they nest, and no att
 `MeteredEndpoint` is the only thing in the project that owns a query counter.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Answers(NamedTuple):
     answered: Flags
 
 
+@runtime_checkable
 class Endpoint(Protocol):
     """Anything that answers queries given in canonical units, float32 (batch, *contract.shape)."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,14 @@ class FitConfig:
     batch_size: int = 256
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     momentum: float = 0.9
-    schedule: Literal["cosine", "linear"] = "cosine"
-    warmup_epochs: float = 1.0
+    schedule: str = "cosine"
+    warmup_epochs: float | int = 1
     final_fraction: float = 0.0
     gradient_clip: float | None = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: str = "auto"
     compile: bool = False
     device: str = "cpu"
     seed: int = 0
@@ -61,6 +61,10 @@ class FitConfig:
             raise ConfigurationError(f"learning_rate must be positive, got {self.learning_rate}.")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigurationError(f"warmup_epochs must be in [0, epochs = {self.epochs}], got {self.warmup_epochs}.")
+        if self.optimizer not in ("adamw", "sgd") or self.schedule not in ("cosine", "linear"):
+            raise ConfigurationError(
+                f"optimizer must be adamw or sgd and schedule cosine or linear, got {self.optimizer!r} and {self.schedule!r}."
+            )
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ConfigurationError(f"precision must be auto, fp32 or bf16, got {self.precision!r}.")
         if any(not 1 <= epoch <= self.epochs for epoch in self.snapshot_epochs):

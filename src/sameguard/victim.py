@@ -112,10 +112,9 @@ def _one_hot(answer: np.ndarray, rows: int, classes: int, name: str) -> Probs:
         raise InvalidVictimError(f"{name} must return labels of shape ({rows},), got {answer.shape}: declare output='probs' if it gives more.")
     if answer.dtype.kind not in "fiu" or not np.array_equal(answer, np.rint(answer)):
         raise InvalidVictimError(f"{name} must return whole-numbered labels, got dtype {answer.dtype}.")
-    labels = answer.reshape(rows).astype(np.int64)
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InvalidVictimError(f"{name} must return labels in [0, {classes}), got {labels.min()} to {labels.max()}.")
-    return np.eye(classes, dtype=np.float32)[labels]
+    if answer.min() < 0 or answer.max() >= classes:  # before the cast: infinity is a whole number to rint, and to no integer
+        raise InvalidVictimError(f"{name} must return labels in [0, {classes}), got {answer.min()} to {answer.max()}.")
+    return np.eye(classes, dtype=np.float32)[answer.reshape(rows).astype(np.int64)]
 
 
 # ---------------------------------------------------------------------- common victims
@@ -154,9 +153,10 @@ def from_onnx(path: str | Path, contract: InputContract | None = None, *, output
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InvalidVictimError(f"victim file {path} must be a readable ONNX graph, got {type(error).__name__}: {error}") from error
-    (graph_input, *more) = session.get_inputs()
-    if more:
-        raise InvalidVictimError(f"victim file {path} must have one input, got {1 + len(more)}: wrap it in BlackBox(your_function, ...).")
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise InvalidVictimError(f"victim file {path} must have one input, got {len(inputs)}: wrap it in BlackBox(your_function, ...).")
+    (graph_input,) = inputs
     if contract is None:
         contract = _contract_of(graph_input, path)
     outputs = session.get_outputs()
@@ -168,17 +168,21 @@ def from_onnx(path: str | Path, contract: InputContract | None = None, *, output
     fixed_batch = graph_input.shape[0] if graph_input.shape and isinstance(graph_input.shape[0], int) else None
 
     def predict(raw: np.ndarray) -> np.ndarray:
-        return session.run([chosen.name], {graph_input.name: raw})[0]
+        missing = max(0, (fixed_batch or 0) - len(raw))  # the last batch of a graph that takes exactly fixed_batch rows
+        padded = np.concatenate([raw, np.repeat(raw[-1:], missing, axis=0)])
+        answer = session.run([chosen.name], {graph_input.name: padded})[0]
+        return answer[: len(raw)] if missing else answer
 
     return BlackBox(predict, contract, classes=classes, output=output, batch_size=fixed_batch or 256, name=Path(path).name)
 
 
 def _contract_of(graph_input: Any, path: str | Path) -> InputContract:
     sides = tuple(graph_input.shape[1:])
-    if len(sides) not in (1, 3) or not all(isinstance(side, int) for side in sides) or graph_input.type not in ("tensor(float)", "tensor(uint8)"):
+    types = {1: ("tensor(float)",), 3: ("tensor(float)", "tensor(uint8)")}.get(len(sides), ())
+    if graph_input.type not in types or not all(isinstance(side, int) for side in sides):
         raise InvalidVictimError(
-            f"victim file {path} must take float or uint8 (batch, C, H, W) or (batch, features), got {graph_input.type} {graph_input.shape}: "
-            "give an input contract."
+            f"victim file {path} must take float or uint8 (batch, C, H, W) or float (batch, features), got {graph_input.type} "
+            f"{graph_input.shape}: give an input contract."
         )
     if len(sides) == 1:
         return InputContract.vectors(sides[0], name=graph_input.name)

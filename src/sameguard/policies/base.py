@@ -1,7 +1,7 @@
 """Policies turn scores into actions, and actions are data: whoever serves the query interprets them."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sameguard.shapes import Scores
 
@@ -23,6 +23,7 @@ class Refuse:
 Action = Allow | Refuse
 
 
+@runtime_checkable
 class Policy(Protocol):
     """One action per row. A higher score never gets a milder action; NaN gets the strictest."""
 

@@ -6,7 +6,7 @@ reconstruction does not depend on its batch. Inputs are standardised inside, so 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ class MAEConfig:
     decoder_depth: int = 4
     decoder_num_heads: int = 3
     mask_ratio: float = 0.75
-    loss: Literal["all", "masked", "norm_pix"] = "all"
+    loss: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads"):

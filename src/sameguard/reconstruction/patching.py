@@ -3,7 +3,7 @@
 A side that the patch size does not divide is padded (edge values for images, zeros for vectors) and cropped on the way back, so any size works.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sameguard.errors import ConfigurationError
 
 
+@runtime_checkable
 class Patcher(Protocol):
     """tokens: number of patches N. token_dim: values per patch D. visible_set: (N,) which of the four masked passes shows a patch."""
 

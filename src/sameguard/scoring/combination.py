@@ -5,7 +5,7 @@ A combination is fitted on benign `statistics` queries and on nothing else. It g
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -75,6 +75,7 @@ class ScoreConfig:
         return cls(**{**stored, "views": tuple(stored["views"])})
 
 
+@runtime_checkable
 class Combination(Protocol):
     """Terms -> scores, fitted on benign terms. `stage_a` is None where no part of the score can be had before the answer."""
 

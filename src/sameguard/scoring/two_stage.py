@@ -81,11 +81,7 @@ class TwoStageScorer:
 
         Raises InvalidQueryError where victim_probs does not have one row per query and one column per class.
         """
-        if victim_probs.shape != (len(reconstruction), self.classes):
-            raise InvalidQueryError(
-                f"victim_probs must be ({len(reconstruction)}, {self.classes}), one row per query and one column per class, "
-                f"got {victim_probs.shape}."
-            )
+        self._check_answers(len(reconstruction), victim_probs)
         images = reconstruction.views[self.auxiliary_view]
         if self.auxiliary_view == "full":
             images = images[:, None]
@@ -118,6 +114,7 @@ class TwoStageScorer:
         `deviations`. The rest: see `texture_terms`. Each row is independent of the other rows.
         """
         queries = self.contract.canonicalise(queries)
+        self._check_answers(len(queries), victim_probs)  # of the whole batch: a slice of too many answers would look right
         parts = []
         for start in range(0, len(queries), SCORING_BATCH):
             reconstruction = self.reconstruct(queries[start : start + SCORING_BATCH])
@@ -143,6 +140,12 @@ class TwoStageScorer:
         """
         fitted = self._fitted()
         return fitted.score(self.score_terms(queries, victim_probs))
+
+    def _check_answers(self, rows: int, victim_probs: Probs) -> None:
+        if victim_probs.shape != (rows, self.classes):
+            raise InvalidQueryError(
+                f"victim_probs must be ({rows}, {self.classes}), one row per query and one column per class, got {victim_probs.shape}."
+            )
 
     def _fitted(self) -> Combination:
         if self.combination is None:

@@ -1,0 +1,49 @@
+"""The command `sameguard`: parsing and printing; the library does the work.
+
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 ok, 1 finding, 2 usage or bad input, 130 interrupted.
+"""
+
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from sameguard.cli.data import data_app
+from sameguard.cli.demo import demo_command
+from sameguard.cli.fit import calibrate_command, fit_command
+from sameguard.cli.score import score_command, show_command
+from sameguard.errors import SameguardError
+
+
+class _Group(TyperGroup):
+    """Turns our errors into one sentence and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", UserWarning)
+            try:
+                return super().invoke(ctx)
+            except SameguardError as error:
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(2) from error
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        typer.echo(f"warning: {message}", err=True)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Detect model-extraction queries and refuse them (SAME, AAAI 2024).",
+)
+app.command("fit")(fit_command)
+app.command("calibrate")(calibrate_command)
+app.command("score")(score_command)
+app.command("show")(show_command)
+app.command("demo")(demo_command)
+app.add_typer(data_app, name="data")

@@ -1,0 +1,124 @@
+"""`sameguard score` and `sameguard show`: apply an artefact to queries, and read what it says of itself. Neither needs torch."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sameguard.cli.sources import ClassesOption, DataOption, OutputOption, RootOption, VictimOption, load_split, load_victim
+from sameguard.errors import ConfigurationError
+from sameguard.runtime import Scorer
+
+PartOption = Annotated[str, typer.Option("--part", help="train or test, where the data have both.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BATCH = 1024
+
+
+def score_command(
+    artifact: Annotated[Path, typer.Argument(help="Directory of a calibrated artefact.")],
+    victim: VictimOption,
+    data: DataOption,
+    data_root: RootOption = Path("data"),
+    part: PartOption = "test",
+    limit: Annotated[int | None, typer.Option(help="Score the first N queries only.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Another false-positive rate than the stored one.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write every row: .npz (scores, stage_a, flagged, all terms) or .csv.")] = None,
+    output: OutputOption = None,
+    classes: ClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score queries against a calibrated artefact and count what its threshold flags.
+
+    Example: sameguard score guard/ --victim model.onnx --data queries.npz --out scores.csv
+    """
+    if part not in ("train", "test"):
+        raise ConfigurationError(f"--part must be train or test, got {part!r}.")
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"--limit must be at least 1, got {limit}.")
+    if out is not None and out.suffix not in (".npz", ".csv"):
+        raise ConfigurationError(f"--out must end in .npz or .csv, got {out}.")
+    scorer = Scorer(artifact)
+    threshold = scorer.threshold(rate)
+    queries = load_split(data, data_root, part)
+    queries = (queries if limit is None else queries.take(np.arange(min(limit, len(queries))))).inputs
+    black_box = load_victim(
+        victim, queries.shape[1:], output=output or scorer.manifest["victim"]["output"], classes=classes or scorer.classes, contract=scorer.contract
+    )
+    rows = _scored(scorer, black_box, queries)
+    stage_a = rows.get("stage_a")
+    flagged = threshold.flags(rows["score"], stage_a)
+    if out is not None:
+        _write(out, rows | {"flagged": flagged})
+    summary = {
+        "queries": len(flagged),
+        "flagged": int(flagged.sum()),
+        "flagged_share": float(flagged.mean()),
+        "threshold": threshold.value,
+        "false_positive_rate": threshold.false_positive_rate,
+        "score_quantiles": {name: float(np.quantile(rows["score"], q)) for name, q in (("5%", 0.05), ("50%", 0.5), ("95%", 0.95))},
+        "engine": str(scorer.provider),
+    }
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    table = Table("queries", "flagged", "share", "threshold", "score 5 %", "50 %", "95 %")
+    quantiles = [f"{value:.3g}" for value in summary["score_quantiles"].values()]
+    table.add_row(str(len(flagged)), str(summary["flagged"]), f"{flagged.mean():.2%}", f"{threshold.value:.4g}", *quantiles)
+    Console().print(table)
+    if out is not None:
+        typer.echo(f"rows: {out}")
+
+
+def _scored(scorer: Scorer, victim, queries: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ANN001 - BlackBox
+    parts = []
+    for start in range(0, len(queries), BATCH):
+        chunk = scorer.contract.canonicalise(queries[start : start + BATCH])
+        terms = scorer.score_terms(chunk, victim.answer(chunk))
+        stage_a = scorer.combination.stage_a(terms)
+        parts.append(({} if stage_a is None else {"stage_a": stage_a}) | {"score": scorer.combination.score(terms)} | terms)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _write(out: Path, rows: dict[str, np.ndarray]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez_compressed(out, **rows)
+        return
+    names = ["score", "flagged", *[name for name in rows if name not in ("score", "flagged")]]
+    with out.open("w", encoding="utf-8") as file:
+        file.write("row," + ",".join(names) + "\n")
+        for row, values in enumerate(zip(*[rows[name] for name in names], strict=True)):
+            file.write(f"{row}," + ",".join(str(int(value)) if isinstance(value, np.bool_) else f"{value:.9g}" for value in values) + "\n")
+
+
+def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the artefact.")], as_json: JsonOption = False) -> None:
+    """Show what an artefact guards, how it was fitted, and what its threshold promises.
+
+    Example: sameguard show guard/
+    """
+    scorer = Scorer(artifact, for_calibration=True)  # every checksum is verified; showing needs no particular engine
+    manifest = scorer.manifest
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=2))
+        return
+    contract, fit, score = manifest["contract"], manifest.get("fit", {}), manifest["score"]
+    table = Table(show_header=False, title=str(artifact))
+    table.add_row("input", f"{contract['shape']} {contract['dtype']} {contract['layout']}, bounds {contract['bounds']}, grid {contract['grid']}")
+    table.add_row("victim", f"{manifest['classes']} classes, returns {manifest['victim']['output']}" + (" (label-only deviation)" if scorer.label_only else ""))
+    table.add_row("preset", f"{manifest['preset']}; auxiliary {manifest['auxiliary']['network']} on {manifest['auxiliary']['view']} reconstructions")
+    table.add_row("score", f"{score['combination']} of views {', '.join(score['views'])} and deviation {score['deviation']}")
+    if "rows" in fit:
+        table.add_row("fitted", f"on {fit['rows']} rows; auxiliary agrees on {fit['agreement']:.2%} of {fit['agreement_rows']} {fit['agreement_on']}")
+    thresholds = scorer.thresholds
+    table.add_row("threshold", "\n".join(map(str, thresholds)) if thresholds else "none yet: sameguard calibrate")
+    if "provider" in manifest:
+        provider = manifest["provider"]
+        table.add_row("bound to", f"{provider['engine']} {provider['version']}, {provider['precision']}")
+        table.add_row("roles", ", ".join(f"{role} {count}" for role, count in manifest["roles"].items()) + " queries, disjoint by digest")
+    table.add_row("files", ", ".join(f"{entry['file']} ({entry['bytes']:,} bytes)" for entry in manifest["files"].values()))
+    table.add_row("written by", f"sameguard {manifest['sameguard']}")
+    Console().print(table)

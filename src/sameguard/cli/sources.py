@@ -1,0 +1,165 @@
+"""What the command line names: a victim, a data set, an input contract. Shared by the verbs that need them."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from sameguard.contract import InputContract
+from sameguard.data import Split, load, names, split
+from sameguard.data.folders import read_arrays, read_image_folder
+from sameguard.errors import ConfigurationError, DataNotFoundError, InvalidVictimError
+from sameguard.victim import BlackBox, from_onnx, from_predictor
+
+HELD_OUT_SEED = 0
+
+VictimOption = Annotated[str, typer.Option("--victim", metavar="SPEC", help="model.onnx, or package.module:object (a torch module, a scikit-learn classifier, a function, a BlackBox).")]  # fmt: skip
+DataOption = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="A data set's name, an .npz of arrays, or a folder of images.")]
+RootOption = Annotated[Path, typer.Option("--data-root", envvar="SAMEGUARD_DATA", help="Folder below which named data sets lie.")]
+BenignOption = Annotated[str | None, typer.Option("--benign", metavar="NAME|PATH", help="Held-out benign queries that nobody trained on.")]
+HeldOutOption = Annotated[float, typer.Option("--held-out", help="Share of --data that the victim did NOT train on, cut off by content digest; used as benign queries.")]  # fmt: skip
+OutputOption = Annotated[str | None, typer.Option("--output", help="What the victim returns: probs, logits or labels. Default: logits for ONNX and torch, probs otherwise.")]  # fmt: skip
+ClassesOption = Annotated[int | None, typer.Option("--classes", help="Number of classes, where the victim does not tell.")]
+LayoutOption = Annotated[str | None, typer.Option("--layout", help="How clients send images: NCHW, NHWC or flat.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="FP32 or UINT8.")]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="Comma-separated, where clients send (x - mean) / std.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="Comma-separated, with --mean.")]
+
+
+def load_split(spec: str, root: Path, part: str = "train") -> Split:
+    """One part of a named data set, an .npz file or an image folder; `inputs` of an .npz serve as either part."""
+    if spec in names():
+        found = load(spec, root)
+    elif Path(spec).is_dir():
+        return read_image_folder(spec).split
+    elif Path(spec).suffix == ".npz":
+        found = read_arrays(spec)
+    else:
+        raise DataNotFoundError(f"data {spec!r} must be a known name ({', '.join(names())}), an .npz file or a folder of images, got none of these.")
+    chosen = getattr(found, part)
+    other = found.test if part == "train" else found.train
+    if chosen is None and other is None:
+        raise DataNotFoundError(f"data {spec!r} hold no inputs.")
+    return chosen if chosen is not None else other
+
+
+def train_and_benign(data: str, root: Path, held_out: float, benign: str | None) -> tuple[Split, np.ndarray | None]:
+    """Training rows and held-out benign queries (canonical), as --data, --held-out and --benign say."""
+    if not 0.0 <= held_out < 1.0:
+        raise ConfigurationError(f"--held-out must be in [0, 1), got {held_out}.")
+    if held_out and benign:
+        raise ConfigurationError("--held-out and --benign both name the benign queries: give one of them.")
+    train = load_split(data, root)
+    if benign:
+        return train, load_split(benign, root, "test").inputs
+    if held_out:
+        train, rest = split(train, (1.0 - held_out, held_out), seed=HELD_OUT_SEED)
+        return train, rest.inputs
+    return train, None
+
+
+def contract_from(shape: tuple[int, ...], layout: str | None, dtype: str | None, mean: str | None, std: str | None) -> InputContract:
+    """The contract of inputs of this canonical shape with what the flags say."""
+    if len(shape) == 1:
+        if layout not in (None, "flat") or dtype not in (None, "FP32") or mean or std:
+            raise ConfigurationError(f"vectors of {shape[0]} features are sent flat, as FP32, as they are: leave --layout, --dtype, --mean and --std out.")
+        return InputContract.vectors(shape[0])
+    return InputContract.images(
+        *shape, layout=layout or "NCHW", dtype=dtype or "FP32", mean=_numbers(mean, "--mean"), std=_numbers(std, "--std")
+    )
+
+
+def load_victim(spec: str, inputs_shape: tuple[int, ...], *, output: str | None, classes: int | None, layout: str | None = None,
+                dtype: str | None = None, mean: str | None = None, std: str | None = None, contract: InputContract | None = None) -> BlackBox:  # fmt: skip
+    """The victim that a SPEC names, under a contract for inputs of this canonical shape (or the contract given, an artefact's)."""
+    if spec.endswith(".onnx"):
+        if contract is None:
+            contract = contract_from(inputs_shape, layout or _onnx_layout(spec, inputs_shape), dtype or _onnx_dtype(spec), mean, std)
+        return from_onnx(spec, contract, output=output or "logits", classes=classes)
+    contract = contract or contract_from(inputs_shape, layout, dtype, mean, std)
+    found = _import(spec)
+    if isinstance(found, BlackBox):
+        if found.contract.shape != contract.shape:
+            raise InvalidVictimError(f"victim {spec} takes {found.contract.shape}, the data have shape {contract.shape}: one of them is the wrong one.")
+        return found
+    if _is_torch_module(found):
+        from sameguard.networks.torch_victim import TorchVictim
+
+        return TorchVictim(found, contract, classes=classes or _count_classes(found, contract), output=output or "logits", name=spec)
+    if hasattr(found, "predict_proba"):
+        return from_predictor(found, contract)
+    if callable(found):
+        if classes is None:
+            raise ConfigurationError(f"victim {spec} is a function and does not tell its number of classes: give --classes.")
+        return BlackBox(found, contract, classes=classes, output=output or "probs", name=spec)
+    raise InvalidVictimError(f"victim {spec} must be a torch module, a classifier, a function or a BlackBox, got {type(found).__name__}.")
+
+
+def _import(spec: str) -> Any:
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(f"--victim must be model.onnx or package.module:object, got {spec!r}.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidVictimError(f"victim {spec} could not be imported: {error}. It is looked for on the Python path and in {Path.cwd()}.") from error
+    return found
+
+
+def _is_torch_module(found: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever made a torch module has imported torch
+    return torch is not None and isinstance(found, torch.nn.Module)
+
+
+def _count_classes(module: Any, contract: InputContract) -> int:
+    import torch
+
+    module.eval()
+    with torch.no_grad():
+        found = module(torch.from_numpy(contract.encode(np.zeros((1, *contract.shape), np.float32))))
+    if found.ndim != 2:
+        raise InvalidVictimError(f"victim must return (batch, classes), got shape {tuple(found.shape)} for one query.")
+    return int(found.shape[1])
+
+
+def _onnx_layout(spec: str, shape: tuple[int, ...]) -> str | None:
+    """The layout in which a graph takes images of this shape, where its input says so."""
+    sides = _onnx_input(spec)[0]
+    if len(shape) == 3 and sides == (math.prod(shape),):
+        return "flat"
+    if len(shape) == 3 and sides == (*shape[1:], shape[0]) and sides != shape:
+        return "NHWC"
+    return None
+
+
+def _onnx_dtype(spec: str) -> str | None:
+    return "UINT8" if _onnx_input(spec)[1] == "tensor(uint8)" else None
+
+
+def _onnx_input(spec: str) -> tuple[tuple[Any, ...], str]:
+    import onnxruntime
+
+    if not Path(spec).exists():
+        raise InvalidVictimError(f"victim file {spec} must exist, got none at {Path(spec).absolute()}.")
+    try:
+        graph_input = onnxruntime.InferenceSession(spec, providers=["CPUExecutionProvider"]).get_inputs()[0]
+    except Exception as error:
+        raise InvalidVictimError(f"victim file {spec} must be a readable ONNX graph, got {type(error).__name__}: {error}") from error
+    return tuple(graph_input.shape[1:]), graph_input.type
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"{option} must be comma-separated numbers, got {text!r}.") from error
