@@ -55,7 +55,9 @@ def show(event: ProgressEvent) -> None:
 # ---------------------------------------------------------------------- fits
 
 
-def fitted(dataset: str, train: Split, held_out: np.ndarray, victim: TorchVictim, out: Path, seed: int, auxiliary: AuxiliaryConfig | None) -> Path:
+def fitted(
+    dataset: str, train: Split, held_out: np.ndarray, victim: TorchVictim, out: Path, seed: int, auxiliary: AuxiliaryConfig | None
+) -> Path:
     """The artefact of one fit, made if it is not there; with `auxiliary`, a second one that shares the first one's autoencoder."""
     name = "artefact" if auxiliary is None else f"artefact-{MASKED}"
     directory, work = out / f"{name}-{seed}", out / f"{name}-{seed}.work"
@@ -92,7 +94,9 @@ def gradient_sign(victim: torch.nn.Module, seeds: np.ndarray, step: float) -> np
     return quantise(np.concatenate(rows))
 
 
-def query_sets(dataset: str, root: Path, victim: torch.nn.Module, benign: np.ndarray, seeds: np.ndarray) -> dict[str, tuple[str, Callable[[], np.ndarray]]]:
+def query_sets(
+    dataset: str, root: Path, victim: torch.nn.Module, benign: np.ndarray, seeds: np.ndarray
+) -> dict[str, tuple[str, Callable[[], np.ndarray]]]:
     """Name -> (malicious or honest, maker of the queries)."""
 
     def proxy(name: str) -> np.ndarray:
@@ -100,7 +104,7 @@ def query_sets(dataset: str, root: Path, victim: torch.nn.Module, benign: np.nda
         part = data.test if data.test is not None and name != "femnist-digits" else data.train
         return part.take(np.random.default_rng(0).permutation(len(part))[:4000]).inputs
 
-    ascending = lambda step: (lambda: gradient_sign(victim, seeds, step))  # noqa: E731
+    ascending = lambda step: lambda: gradient_sign(victim, seeds, step)  # noqa: E731
     few = benign[:2000]
     honest = {"benign, blurred": lambda: blur(few), "benign, median-filtered": lambda: median(few), "benign, JPEG 50": lambda: jpeg(few),
               "benign, rotated 10 degrees": lambda: rotate(few), "benign, shifted 2 pixels": lambda: shift(few)}  # fmt: skip
@@ -112,6 +116,7 @@ def query_sets(dataset: str, root: Path, victim: torch.nn.Module, benign: np.nda
             "JBDA .1, median-filtered": lambda: median(gradient_sign(victim, seeds, 0.1)),
         }  # fmt: skip
     else:
+
         def step(size: float) -> np.ndarray:
             return gradient_sign(victim, seeds[:2000], size)
 
@@ -119,7 +124,8 @@ def query_sets(dataset: str, root: Path, victim: torch.nn.Module, benign: np.nda
             "CIFAR-100": lambda: proxy("cifar100"), "Tiny ImageNet": lambda: proxy("tiny-imagenet"),
             "JBDA .1": ascending(0.1), "JBDA .05": ascending(0.05),
             "JBDA .1, blurred": lambda: blur(step(0.1)), "JBDA .1, median-filtered": lambda: median(step(0.1)), "JBDA .1, JPEG 50": lambda: jpeg(step(0.1)),
-            "JBDA .05, blurred": lambda: blur(step(0.05)), "JBDA .05, median-filtered": lambda: median(step(0.05)), "JBDA .05, JPEG 50": lambda: jpeg(step(0.05)),
+            "JBDA .05, blurred": lambda: blur(step(0.05)), "JBDA .05, median-filtered": lambda: median(step(0.05)),
+            "JBDA .05, JPEG 50": lambda: jpeg(step(0.05)),
         }  # fmt: skip
     sets = {name: ("malicious", maker) for name, maker in malicious.items()}
     return sets | {name: ("honest", maker) for name, maker in honest.items()}
@@ -168,7 +174,12 @@ def scores_of(statistics: Terms, terms: Terms) -> dict[str, np.ndarray]:
 
 
 def main(
-    dataset: str, data_root: Path = Path("data"), out: Path = Path("runs"), seed: int = 0, masked_auxiliary: bool = True, compile: bool = False
+    dataset: str,
+    data_root: Path = Path("data"),
+    out: Path = Path("runs"),
+    seed: int = 0,
+    masked_auxiliary: bool = True,
+    compile: bool = False,
 ) -> None:
     """One data set, one seed."""
     global COMPILE
@@ -207,7 +218,9 @@ def main(
         began = time.monotonic()
         terms[name], kinds[name] = all_terms(scorer, other, victim, maker()), kind
         log(f"{name}: {len(terms[name]['error_full'])} queries scored in {time.monotonic() - began:.0f} s")
-    np.savez_compressed(out / f"terms-{seed}.npz", **{f"{part}/{name}": values for part, columns in terms.items() for name, values in columns.items()})
+    np.savez_compressed(
+        out / f"terms-{seed}.npz", **{f"{part}/{name}": values for part, columns in terms.items() for name, values in columns.items()}
+    )
 
     report = summary(dataset, accuracy, engines, scorer, threshold, terms, kinds, benign_rows[SEEDS_FOR_JBDA:])
     report |= {"seed": seed, "victim": json.loads((out / "victim-0.json").read_text()), "fit": scorer.manifest["fit"]}
@@ -223,14 +236,24 @@ def _rows_of(scorer: Scorer, queries: np.ndarray, keys: np.ndarray) -> np.ndarra
     return np.array([position[key] for key in keys.tolist()])
 
 
-def summary(dataset: str, accuracy: float, engines: dict, scorer: Scorer, threshold, terms: dict[str, Terms], kinds: dict[str, str], benign_rows: np.ndarray) -> dict:  # noqa: ANN001
+def summary(
+    dataset: str,
+    accuracy: float,
+    engines: dict,
+    scorer: Scorer,
+    threshold,
+    terms: dict[str, Terms],
+    kinds: dict[str, str],
+    benign_rows: np.ndarray,
+) -> dict:
     test_stage_a, test_scores = scorer.combination.stage_a(terms["test"]), scorer.combination.score(terms["test"])
     flags = threshold.flags(test_scores, test_stage_a)
     low, high = flag_count_range(len(flags), threshold.k, threshold.n)
     report = {
         "dataset": dataset, "victim_accuracy": accuracy, "agreement": scorer.calibration.agreement, "engine": str(scorer.provider), "engines": engines,
         "threshold": threshold.to_json(),
-        "test_flags": {"flagged": int(flags.sum()), "of": len(flags), "range_95": [low, high], "clopper_pearson": list(clopper_pearson(int(flags.sum()), len(flags)))},
+        "test_flags": {"flagged": int(flags.sum()), "of": len(flags), "range_95": [low, high],
+                       "clopper_pearson": list(clopper_pearson(int(flags.sum()), len(flags)))},
         "benign_rows": len(benign_rows), "sets": {},
     }  # fmt: skip
     benign_scores = {name: values[benign_rows] for name, values in scores_of(terms["statistics"], terms["test"]).items()}
@@ -263,7 +286,12 @@ def markdown(report: dict) -> str:
             cells = [f"{100 * report['sets'][name]['methods'][method][metric]:.1f}" for name in names]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += ["Flagged at the 5 % threshold: " + ", ".join(f"{name} {entry['flagged_at_threshold']:.1%}" for name, entry in report["sets"].items()) + ".", ""]
+    lines += [
+        "Flagged at the 5 % threshold: "
+        + ", ".join(f"{name} {entry['flagged_at_threshold']:.1%}" for name, entry in report["sets"].items())
+        + ".",
+        "",
+    ]
     return "\n".join(lines)
 
 

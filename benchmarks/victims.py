@@ -1,6 +1,6 @@
 """The victims of the real-data runs, trained on a fixed 90 % of the official training set: Conv3 on MNIST, `strong` on CIFAR-10.
 
-    python benchmarks/victims.py mnist --data-root data --out runs/mnist
+python benchmarks/victims.py mnist --data-root data --out runs/mnist
 """
 
 import json
@@ -63,11 +63,21 @@ def main(dataset: str, data_root: Path = Path("data"), out: Path = Path("runs"),
 
     def show(event: ProgressEvent) -> None:
         if event.step % 20 == 0:
-            print(f"{event.stage} {event.step}/{event.steps} loss {event.loss:.4f} {event.seconds_left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{event.stage} {event.step}/{event.steps} loss {event.loss:.4f} {event.seconds_left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     began = time.monotonic()
     network = train_victim(dataset, fitted, RunControl(out / "checkpoints", resume=True, progress=show), seed)
-    report = {"dataset": dataset, "seed": seed, "rows": len(fitted), "seconds": round(time.monotonic() - began, 1), "threads": torch.get_num_threads()}
+    report = {
+        "dataset": dataset,
+        "seed": seed,
+        "rows": len(fitted),
+        "seconds": round(time.monotonic() - began, 1),
+        "threads": torch.get_num_threads(),
+    }
     for name, mirrored in (("accuracy", False), ("accuracy_mirrored", True)):
         logits = predict_logits(network, data.test.raw, mirrored=mirrored)
         report[name] = round(float(np.mean(logits.argmax(1) == data.test.labels)), 5)

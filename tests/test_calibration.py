@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -176,9 +175,10 @@ def test_queries_refused_by_stage_a_come_off_the_score_s_budget():
     assert flagged[-1]
 
 
-def test_stage_a_steps_back_where_it_would_spend_the_whole_budget_alone():
-    scores = np.arange(99.0)
-    threshold = stored(scores, np.full(99, 5000.0), np.arange(1000.0)).threshold(0.05)
+@pytest.mark.parametrize("refused", [5, 99])  # k of them, or all
+def test_stage_a_steps_back_where_it_would_spend_the_whole_budget_alone(refused):
+    scores, stage_a = np.arange(99.0), np.where(np.arange(99) < refused, 5000.0, 0.0)
+    threshold = stored(scores, stage_a, np.arange(1000.0)).threshold(0.05)
     assert threshold.stage_a == np.inf
     assert threshold.value == np.sort(scores)[-5]
 
@@ -239,11 +239,9 @@ def test_a_threshold_prints_its_promise_and_its_bias():
 # ---------------------------------------------------------------------- calibrate
 
 
-@pytest.mark.parametrize(
-    "config", [ScoreConfig(), ScoreConfig("two_sided"), ScoreConfig("weighted")], ids=lambda config: config.combination
-)
-def test_the_threshold_is_the_kth_largest_score_of_the_calibration_queries(config):
-    scorer, benign = BlurScorer(config=config), smooth_images(200)
+@pytest.mark.parametrize("combination", ["typicality", "two_sided", "weighted"])
+def test_the_threshold_is_the_kth_largest_score_of_the_calibration_queries(combination):
+    scorer, benign = BlurScorer(config=ScoreConfig(combination)), smooth_images(200)
     threshold = calibrate(scorer, benign, linear_victim(), 0.05)
     in_calibration = np.isin(keys_of(benign), scorer.calibration.digests["calibration"])
     scores = scorer.score(benign, linear_victim().answer(benign))
@@ -341,7 +339,7 @@ def test_the_scorer_s_own_training_digests_are_the_default():
 
 def test_a_benign_set_of_nothing_but_training_data_is_refused():
     benign = smooth_images(200)
-    with pytest.raises(CalibrationError, match=r"must not be training data, got 200 of 200 that are: .* --from-training-data"):
+    with pytest.raises(CalibrationError, match=r"must not be training data, got 200 of 200 that are: .*--from-training-data"):
         calibrate(BlurScorer(), benign, linear_victim(), train_digests=keys_of(benign))
 
 
@@ -357,9 +355,7 @@ def test_calibrating_on_training_data_works_says_so_and_is_recorded():
 
 def test_an_auxiliary_that_disagrees_is_warned_about_and_an_agreeing_one_is_not():
     scorer = BlurScorer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        calibrate(scorer, smooth_images(120), linear_victim())
+    calibrate(scorer, smooth_images(120), linear_victim())  # no warning: warnings are errors here
     assert scorer.calibration.agreement > 0.85
     turned = BlurScorer(weights=WEIGHTS[:, [1, 2, 0]])
     with pytest.warns(WeakAuxiliaryWarning, match=r"agrees with the victim on .* of benign queries, below 85%: its deviation says little"):
@@ -412,10 +408,7 @@ def test_benign_scores_that_are_not_finite_are_refused():
             logits[:, 0] = np.where(images[:, 0, 0, 0] > np.median(images[:, 0, 0, 0]), np.nan, logits[:, 0])
             return logits
 
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(CalibrationError, match=r"benign scores must be finite, got \d+ that are not: the artefact is damaged"),
-    ):
+    with pytest.raises(CalibrationError, match=r"benign scores must be finite, got \d+ that are not: the artefact is damaged"):
         calibrate(Broken(config=ScoreConfig("weighted")), smooth_images(120), linear_victim())
 
 

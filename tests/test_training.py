@@ -4,7 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -168,7 +168,7 @@ def test_warm_up_rises_to_one_and_the_cosine_falls_to_the_final_fraction():
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.01)
-    assert all(first >= second for first, second in zip(factors[10:], factors[11:], strict=False))
+    assert all(first >= second for first, second in pairwise(factors[10:]))
     assert factors[-1] == pytest.approx(0.1, abs=0.01)
     linear = [schedule_factor(step, 100, 0, FitConfig(schedule="linear")) for step in (0, 50)]
     assert linear == [1.0, 0.5]
@@ -183,7 +183,7 @@ def test_each_epoch_visits_each_row_once_in_another_order():
         return model.step(indices, generator, epoch)
 
     train(model, step, 40, CONFIG.with_(epochs=2), RunControl(), stage="line")
-    first, second = sum(seen[:5], []), sum(seen[5:], [])
+    first, second = ([row for batch in part for row in batch] for part in (seen[:5], seen[5:]))
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
 

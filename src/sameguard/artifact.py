@@ -59,7 +59,9 @@ def read_artifact(directory: str | Path, *, names: tuple[str, ...] | None = None
     except FileNotFoundError as error:
         raise ArtifactError(f"artefact {directory} must hold a {MANIFEST}, got none: make one with `sameguard fit`.") from error
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"artefact manifest {path} must be readable JSON, got {type(error).__name__}: restore it or fit again.") from error
+        raise ArtifactError(
+            f"artefact manifest {path} must be readable JSON, got {type(error).__name__}: restore it or fit again."
+        ) from error
     _check_manifest(path, manifest)
     wanted = manifest["files"] if names is None else {name: entry for name, entry in manifest["files"].items() if name in names}
     return Artifact(directory, manifest, {name: _verified(directory, name, entry) for name, entry in wanted.items()})

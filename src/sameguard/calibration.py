@@ -147,7 +147,9 @@ def calibrate(
     scorer.fit_combination({name: values[statistics] for name, values in terms.items()})
     stage_a, scores = scorer.combination.stage_a(terms), scorer.combination.score(terms)
     if not np.isfinite(scores).all():
-        raise CalibrationError(f"benign scores must be finite, got {int((~np.isfinite(scores)).sum())} that are not: the artefact is damaged.")
+        raise CalibrationError(
+            f"benign scores must be finite, got {int((~np.isfinite(scores)).sum())} that are not: the artefact is damaged."
+        )
     agreement = float(np.mean(auxiliary[statistics] == answers[statistics].argmax(axis=1)))
     warn_of_weak_auxiliary(agreement)
     scorer.calibration = Calibration(

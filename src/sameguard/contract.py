@@ -82,14 +82,14 @@ class InputContract:
         if (mean is None) != (std is None):
             raise ConfigurationError("contract mean and std go together, got only one of them: give both or neither.")
         if dtype == "UINT8" and mean is not None:
-            raise ConfigurationError("contract dtype UINT8 sends pixels 0..255, got a mean and std as well: use FP32 for normalised clients.")
+            raise ConfigurationError(
+                "contract dtype UINT8 sends pixels 0..255, got a mean and std as well: use FP32 for normalised clients."
+            )
         scale: tuple[float, ...] = (1.0 / GRID_LEVELS,) if dtype == "UINT8" else (1.0,)
         return cls((channels, height, width), name, dtype, layout, std or scale, mean or (0.0,))
 
     @classmethod
-    def vectors(
-        cls, features: int, *, bounds: tuple[float, float] = (-math.inf, math.inf), name: str = "input"
-    ) -> "InputContract":
+    def vectors(cls, features: int, *, bounds: tuple[float, float] = (-math.inf, math.inf), name: str = "input") -> "InputContract":
         """A contract for tabular rows or embeddings: FP32, no grid, unbounded unless told otherwise."""
         return cls((features,), name, "FP32", "flat", bounds=bounds, grid="none")
 

@@ -170,7 +170,9 @@ def train(
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             loss = _one_step(model, step, state.order[index * batch : (index + 1) * batch], generator, epoch, optimizer, config, precision)
             if not math.isfinite(loss):
-                raise TrainingError(f"{stage}: the loss must stay finite, got {loss} in epoch {epoch + 1}: lower learning_rate ({config.learning_rate:g}).")
+                raise TrainingError(
+                    f"{stage}: the loss must stay finite, got {loss} in epoch {epoch + 1}: lower learning_rate ({config.learning_rate:g})."
+                )
             state.step += 1
             state.loss_sum += loss
             if index + 1 == steps_per_epoch:
@@ -186,7 +188,11 @@ def train(
                 saved = now
             if stop:
                 control.seconds[stage] = control.seconds.get(stage, 0.0) + now - began
-                where = "nothing was saved, for lack of a checkpoint directory" if path is None else f"saved to {path}, resume goes on from there"
+                where = (
+                    "nothing was saved, for lack of a checkpoint directory"
+                    if path is None
+                    else f"saved to {path}, resume goes on from there"
+                )
                 why = "the time budget is spent" if out_of_time else "interrupted"
                 raise TrainingPausedError(f"{stage} stopped at step {state.step} of {total}: {why}; {where}.")
     control.seconds[stage] = control.seconds.get(stage, 0.0) + time.monotonic() - began
@@ -303,9 +309,7 @@ def _close_epoch(state: _State, steps: int, epoch: int, model: nn.Module, config
         state.snapshots[epoch + 1] = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def _optimizer(
-    model: nn.Module, config: FitConfig, groups: Callable[[FitConfig], list[dict[str, Any]]] | None
-) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, config: FitConfig, groups: Callable[[FitConfig], list[dict[str, Any]]] | None) -> torch.optim.Optimizer:
     if groups is not None:
         chosen = groups(config)
     else:

@@ -92,12 +92,16 @@ def checked_probs(answer: np.ndarray, rows: int, classes: int, output: Output, n
         raise InvalidVictimError(f"{name} must return numbers, got dtype {answer.dtype}.")
     answer = answer.astype(np.float64)
     if not np.isfinite(answer).all():
-        raise InvalidVictimError(f"{name} must return finite {output}, got NaN or infinity in {int((~np.isfinite(answer)).any(1).sum())} rows.")
+        raise InvalidVictimError(
+            f"{name} must return finite {output}, got NaN or infinity in {int((~np.isfinite(answer)).any(1).sum())} rows."
+        )
     if output == "logits":
         exponentials = np.exp(answer - answer.max(axis=1, keepdims=True))
         return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
     if answer.min() < 0:
-        raise InvalidVictimError(f"{name} must return probabilities >= 0, got {answer.min():g}: declare output='logits' if these are logits.")
+        raise InvalidVictimError(
+            f"{name} must return probabilities >= 0, got {answer.min():g}: declare output='logits' if these are logits."
+        )
     sums = answer.sum(axis=1)
     if np.abs(sums - 1).max() > SUM_TOLERANCE:
         worst = sums[np.abs(sums - 1).argmax()]
@@ -109,7 +113,9 @@ def checked_probs(answer: np.ndarray, rows: int, classes: int, output: Output, n
 
 def _one_hot(answer: np.ndarray, rows: int, classes: int, name: str) -> Probs:
     if answer.shape not in ((rows,), (rows, 1)):
-        raise InvalidVictimError(f"{name} must return labels of shape ({rows},), got {answer.shape}: declare output='probs' if it gives more.")
+        raise InvalidVictimError(
+            f"{name} must return labels of shape ({rows},), got {answer.shape}: declare output='probs' if it gives more."
+        )
     if answer.dtype.kind not in "fiu" or not np.array_equal(answer, np.rint(answer)):
         raise InvalidVictimError(f"{name} must return whole-numbered labels, got dtype {answer.dtype}.")
     if answer.min() < 0 or answer.max() >= classes:  # before the cast: infinity is a whole number to rint, and to no integer
@@ -139,7 +145,9 @@ def from_predictor(model: Any, contract: InputContract) -> BlackBox:
     return BlackBox(predict, contract, classes=len(model.classes_), name=type(model).__name__)
 
 
-def from_onnx(path: str | Path, contract: InputContract | None = None, *, output: Output = "logits", classes: int | None = None) -> BlackBox:
+def from_onnx(
+    path: str | Path, contract: InputContract | None = None, *, output: Output = "logits", classes: int | None = None
+) -> BlackBox:
     """A victim from an ONNX classifier with one input (batch, ...) and at least one output (batch, K).
 
     Without a contract the graph's own input shape is used, NCHW in [0, 1] for images. The first rank-2 float output counts, else, for

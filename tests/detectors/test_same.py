@@ -23,7 +23,9 @@ SMALL = MAEConfig((1, 8, 8), 2, embed_dim=16, depth=1, num_heads=2, decoder_embe
 
 
 def quick_same(digits, **changes) -> SAME:
-    auxiliary = AuxiliaryConfig(FitConfig(epochs=1, batch_size=256, learning_rate=1e-3, precision="fp32"), **changes.pop("auxiliary_config", {}))
+    auxiliary = AuxiliaryConfig(
+        FitConfig(epochs=1, batch_size=256, learning_rate=1e-3, precision="fp32"), **changes.pop("auxiliary_config", {})
+    )
     return SAME(digits.contract, 10, autoencoder=SMALL, auxiliary_config=auxiliary, **changes)
 
 
@@ -105,7 +107,9 @@ def test_a_query_need_not_be_contiguous(fitted_same, digits):
     queries = digits.contract.canonicalise(digits.benign[:6])
     strided = np.repeat(queries, 2, axis=0)[::2]
     assert not strided.flags["C_CONTIGUOUS"]
-    np.testing.assert_array_equal(fitted_same.reconstruct(strided).terms["error_full"], fitted_same.reconstruct(queries).terms["error_full"])
+    np.testing.assert_array_equal(
+        fitted_same.reconstruct(strided).terms["error_full"], fitted_same.reconstruct(queries).terms["error_full"]
+    )
 
 
 # ---------------------------------------------------------------------- fitting
@@ -170,7 +174,9 @@ def test_vectors_are_fitted_and_scored(victim):
     labels = draw.integers(0, 3, 300)
     rows = (centres[labels] + draw.standard_normal((300, 20))).astype(np.float32) * np.linspace(0.01, 100, 20, dtype=np.float32)
     contract = InputContract.vectors(20)
-    black_box = BlackBox(lambda raw: np.eye(3)[np.argmin(((raw[:, None] / np.linspace(0.01, 100, 20) - centres) ** 2).sum(2), 1)], contract, classes=3)
+    black_box = BlackBox(
+        lambda raw: np.eye(3)[np.argmin(((raw[:, None] / np.linspace(0.01, 100, 20) - centres) ** 2).sum(2), 1)], contract, classes=3
+    )
     same = SAME(contract, 3).fit(rows[:200], black_box, FitConfig(epochs=20, batch_size=64, precision="fp32"), benign=rows[200:])
     terms = same.score_terms(rows[200:], black_box.query(rows[200:]).probs)
     assert isinstance(same.auxiliary, MLP)
@@ -250,12 +256,27 @@ def test_a_hidden_only_loss_cannot_serve_the_full_view(digits):
 def test_presets_hold_the_documented_values():
     paper, released, cpu = (preset(name, (3, 32, 32)) for name in ("paper", "released", "cpu"))
     assert (paper.fit.epochs, paper.fit.warmup_epochs, paper.autoencoder.patch_size, paper.fit.learning_rate) == (500, 50, 2, 7.5e-5)
-    assert (paper.auxiliary.view, paper.auxiliary.target, paper.score.combination, paper.score.deviation) == ("masked", "victim_mse", "weighted", "squared")
-    assert (released.fit.learning_rate, released.fit.batch_size, released.auxiliary.target, released.auxiliary.fit.epochs) == (0.01, 128, "labels_ce", 80)
+    assert (paper.auxiliary.view, paper.auxiliary.target, paper.score.combination, paper.score.deviation) == (
+        "masked",
+        "victim_mse",
+        "weighted",
+        "squared",
+    )
+    assert (released.fit.learning_rate, released.fit.batch_size, released.auxiliary.target, released.auxiliary.fit.epochs) == (
+        0.01,
+        128,
+        "labels_ce",
+        80,
+    )
     assert (released.score.reconstruction_weight, released.score.error_factor, released.score.deviation_factor) == (0.99, 4.0, 0.1)
     assert released.score.normaliser == "none"
     assert (cpu.fit.epochs, cpu.fit.learning_rate, cpu.fit.batch_size, cpu.fit.gradient_clip) == (24, 1.5e-3, 256, 1.0)
-    assert (cpu.auxiliary.view, cpu.auxiliary.target, cpu.auxiliary.fit.epochs, cpu.score.combination) == ("full", "victim_ce", 8, "typicality")
+    assert (cpu.auxiliary.view, cpu.auxiliary.target, cpu.auxiliary.fit.epochs, cpu.score.combination) == (
+        "full",
+        "victim_ce",
+        8,
+        "typicality",
+    )
     assert preset("cpu", (1, 28, 28)).fit.epochs == 10
     with pytest.raises(ConfigurationError, match="preset must be one of cpu, paper, released"):
         preset("fast", (3, 32, 32))

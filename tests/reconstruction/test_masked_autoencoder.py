@@ -33,7 +33,11 @@ def test_the_number_of_hidden_patches_is_tokens_minus_the_floor_of_the_visible_s
 
 def test_masks_depend_on_the_generator_alone_and_differ_between_queries():
     state = torch.random.get_rng_state()
-    first, again, other = draw_visible(64, 64, 0.75, generator(1)), draw_visible(64, 64, 0.75, generator(1)), draw_visible(64, 64, 0.75, generator(2))
+    first, again, other = (
+        draw_visible(64, 64, 0.75, generator(1)),
+        draw_visible(64, 64, 0.75, generator(1)),
+        draw_visible(64, 64, 0.75, generator(2)),
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert len({tuple(row) for row in first.tolist()}) == 64
@@ -122,9 +126,13 @@ def test_the_losses_are_over_all_values_hidden_values_or_standardised_hidden_pat
     painted = networks["all"]._paint(patches, visible)
     hidden = torch.ones(4, 16).scatter(1, visible, 0.0).bool()
     assert networks["all"].loss(queries, generator(3)).item() == pytest.approx(F.mse_loss(painted, patches).item(), rel=1e-5)
-    assert networks["masked"].loss(queries, generator(3)).item() == pytest.approx(F.mse_loss(painted[hidden], patches[hidden]).item(), rel=1e-5)
+    assert networks["masked"].loss(queries, generator(3)).item() == pytest.approx(
+        F.mse_loss(painted[hidden], patches[hidden]).item(), rel=1e-5
+    )
     standard = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-    assert networks["norm_pix"].loss(queries, generator(3)).item() == pytest.approx(F.mse_loss(painted[hidden], standard[hidden]).item(), rel=1e-4)
+    assert networks["norm_pix"].loss(queries, generator(3)).item() == pytest.approx(
+        F.mse_loss(painted[hidden], standard[hidden]).item(), rel=1e-4
+    )
 
 
 def test_normalisation_makes_reconstructions_equivariant_to_the_units_of_a_feature():
@@ -135,16 +143,40 @@ def test_normalisation_makes_reconstructions_equivariant_to_the_units_of_a_featu
     standard = (vectors - vectors.mean(0)) / vectors.std(0, correction=0)
     with torch.no_grad():
         torch.testing.assert_close(
-            network.error_full(vectors, network.reconstruct_full(vectors)), plain.error_full(standard, plain.reconstruct_full(standard)), rtol=1e-4, atol=1e-6
+            network.error_full(vectors, network.reconstruct_full(vectors)),
+            plain.error_full(standard, plain.reconstruct_full(standard)),
+            rtol=1e-4,
+            atol=1e-6,
         )
 
 
 def test_presets_have_the_sizes_of_the_paper_and_of_the_measured_cpu_network():
     paper = MAEConfig.vit_tiny((3, 32, 32))
-    assert (paper.patch_size, paper.embed_dim, paper.depth, paper.num_heads, paper.decoder_depth, paper.mask_ratio) == (2, 192, 12, 3, 4, 0.75)
+    assert (paper.patch_size, paper.embed_dim, paper.depth, paper.num_heads, paper.decoder_depth, paper.mask_ratio) == (
+        2,
+        192,
+        12,
+        3,
+        4,
+        0.75,
+    )
     colour, grey = MAEConfig.cpu((3, 32, 32)), MAEConfig.cpu((1, 28, 28))
-    assert (colour.patch_size, colour.embed_dim, colour.depth, colour.num_heads, colour.decoder_depth, colour.decoder_embed_dim) == (4, 192, 6, 3, 2, 96)
-    assert (grey.patch_size, grey.embed_dim, grey.depth, grey.num_heads, grey.decoder_depth, grey.decoder_embed_dim) == (4, 128, 4, 4, 2, 64)
+    assert (colour.patch_size, colour.embed_dim, colour.depth, colour.num_heads, colour.decoder_depth, colour.decoder_embed_dim) == (
+        4,
+        192,
+        6,
+        3,
+        2,
+        96,
+    )
+    assert (grey.patch_size, grey.embed_dim, grey.depth, grey.num_heads, grey.decoder_depth, grey.decoder_embed_dim) == (
+        4,
+        128,
+        4,
+        4,
+        2,
+        64,
+    )
     assert MAEConfig.cpu((1, 8, 8)).patch_size == 2
     assert MAEConfig.cpu((3, 96, 96)).patch_size == 8
     assert MAEConfig.cpu((64,)).patcher.tokens == 16

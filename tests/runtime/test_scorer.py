@@ -43,7 +43,7 @@ def test_the_roles_of_data_are_disjoint_and_stored(calibrated):
     arrays = read_artifact(calibrated).arrays("benign.npz")
     roles = [set(arrays[f"digests.{role}"].tolist()) for role in ("train", "statistics", "calibration")]
     assert all(roles)
-    assert not (roles[0] & roles[1] or roles[0] & roles[2] or roles[1] & roles[2])
+    assert sum(map(len, roles)) == len(set.union(*roles))
 
 
 def test_a_scorer_runs_with_torch_absent(calibrated, tmp_path, digits, victim):
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_while_saving_leaves_the_old_calibration_loadable(cali
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sameguard.artifact._write_file", full)
-    with pytest.raises(ArtifactError, match="could not be changed.*No space left.*it is as it was"):
+    with pytest.raises(ArtifactError, match=r"could not be changed.*No space left.*it is as it was"):
         scorer.save(threshold)
     monkeypatch.undo()
     assert Scorer(directory).threshold() == before
@@ -174,4 +174,6 @@ def test_scoring_memory_does_not_grow_with_the_number_of_queries(calibrated, vic
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     per_query = (peaks[1] - peaks[0]) / 3600
-    assert per_query < 20 * 2 * 8 + queries[0].nbytes * 3  # the terms themselves and the canonical copy, no reconstructions (five times that)
+    assert (
+        per_query < 20 * 2 * 8 + queries[0].nbytes * 3
+    )  # the terms themselves and the canonical copy, no reconstructions (five times that)

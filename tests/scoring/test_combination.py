@@ -56,6 +56,8 @@ def test_the_tail_of_known_values_by_hand():
     assert np.exp(-tail(np.array([2.5]))[0]) == pytest.approx(np.sqrt(4 / 5 * 2 / 5))  # log p is linear in between
     assert tail(np.array([0.0]))[0] == 0.0
     assert np.exp(-tail(np.array([3.0 + 1e-12]))[0]) == pytest.approx(1 / 5)
+    assert tail(np.array([10.0]))[0] == pytest.approx(np.log(5) + np.log(1 + 7))  # in units of the upper half's width, 3 - 2
+    assert BenignTail(np.array([0.0, 4.0, 8.0]))(np.array([10.0]))[0] == pytest.approx(np.log(4) + np.log(1 + 2 / 4))
 
 
 @settings(max_examples=60, deadline=None)

@@ -63,13 +63,13 @@ def test_tiny_disagreements_keep_their_relative_precision(margin):
     """1 - sum p q is exactly 0 from a margin of 40 on; scores would tie there and the threshold would mean nothing."""
     victim = np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
     found = deviations(victim, np.array([[[0.0, margin, 0.0, 0.0]]]))["deviation_disagreement"][0]
-    assert found == pytest.approx(3 * np.exp(-margin) / (1 + 3 * np.exp(-margin)), rel=1e-9)
+    assert found == pytest.approx(3 * np.exp(-margin) / (1 + 3 * np.exp(-margin)), rel=1e-9, abs=0)
 
 
 def test_float32_logits_are_computed_in_float64():
     found = deviations(np.array([[1.0, 0.0]], np.float32), np.array([[[60.0, 0.0]]], np.float32))
     assert all(values.dtype == np.float64 for values in found.values())
-    assert found["deviation_disagreement"][0] == pytest.approx(np.exp(-60.0), rel=1e-9)
+    assert found["deviation_disagreement"][0] == pytest.approx(np.exp(-60.0), rel=1e-9, abs=0)
     assert found["deviation_kl"][0] == pytest.approx(np.exp(-60.0), abs=1e-15)
 
 

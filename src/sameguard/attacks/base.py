@@ -60,9 +60,13 @@ def resolve_budget(endpoint: Endpoint, budget: int | None) -> int:
     if budget is None:
         budget = remaining
     if budget is None:
-        raise ConfigurationError("budget must be set on the attack or on the endpoint, got neither: wrap it in MeteredEndpoint(..., budget=...).")
+        raise ConfigurationError(
+            "budget must be set on the attack or on the endpoint, got neither: wrap it in MeteredEndpoint(..., budget=...)."
+        )
     if budget < 1 or (remaining is not None and budget > remaining):
-        raise ConfigurationError(f"budget must be in [1, {remaining}], what the endpoint still allows, got {budget}: ask for fewer queries.")
+        raise ConfigurationError(
+            f"budget must be in [1, {remaining}], what the endpoint still allows, got {budget}: ask for fewer queries."
+        )
     return budget
 
 

@@ -74,7 +74,9 @@ class KnockoffNets:
     def _check_shape(self, endpoint: Endpoint) -> None:
         found, wanted = self.proxy.shape[1:], endpoint.contract.shape
         if found != wanted:
-            raise InvalidDataError(f"proxy inputs must have the shape {wanted} of the endpoint's queries, got {found}: resize or convert them.")
+            raise InvalidDataError(
+                f"proxy inputs must have the shape {wanted} of the endpoint's queries, got {found}: resize or convert them."
+            )
 
 
 def _canonical(raw: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from rich.table import Table
 from sameguard.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from sameguard.evaluation.demo import DemoResult, Theft
+    from sameguard.evaluation.demo import DemoResult
 
 
 def demo_command(
@@ -28,7 +28,9 @@ def demo_command(
         from sameguard.cli.progress import stage_bars
         from sameguard.evaluation.demo import DemoConfig, run_demo
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"demo fits models and needs {error.name}, which is not installed: pip install 'sameguard[train]'.") from error
+        raise ConfigurationError(
+            f"demo fits models and needs {error.name}, which is not installed: pip install 'sameguard[train]'."
+        ) from error
     with stage_bars() as progress:
         result = run_demo(out, DemoConfig(seed=seed, budget=budget), progress)
     if as_json:
@@ -40,26 +42,24 @@ def demo_command(
 
 
 def _table(result: "DemoResult") -> Table:
-    table = Table("", "value", "measured on", title="SAME on scikit-learn's digits, and a Knockoff thief with a proxy of letters and symbols")
+    table = Table("", "value", "measured on", title="SAME on handwritten digits, and a Knockoff thief who asks about letters")
     digits = f"{result.test} test digits"
     table.add_row("victim accuracy", _percent(result.victim_accuracy), digits)
-    table.add_row("auxiliary agrees with victim", _percent(result.agreement), digits)
+    table.add_row("auxiliary agreement", _percent(result.agreement), digits)
     table.add_section()
-    promised = f"at most {_percent(result.promised_rate)}"
-    table.add_row("honest queries refused: promised", promised, f"{result.calibration_n} calibration digits, {_interval(result.promised_interval)}")
+    promised = f"<= {_percent(result.promised_rate)}"
+    table.add_row("honest refused, promise", promised, f"{result.calibration_n} digits: {_interval(result.promised_interval)}")
     realised = _percent(result.false_positive_rate)
-    table.add_row("honest queries refused: found", realised, f"{digits}, {_interval(result.false_positive_interval)}")
-    table.add_row("AUROC, thief vs honest", f"{result.auroc:.3f}", f"{result.n_pos} glyphs, {result.n_neg} digits, {_range(result.auroc_interval)}")
-    table.add_section()
-    _add_theft(table, "no guard", result.open, digits)
-    _add_theft(table, "guarded", result.guarded, digits)
+    table.add_row("honest refused, found", realised, f"{digits}: {_interval(result.false_positive_interval)}")
+    low, high = result.auroc_interval
+    table.add_row("AUROC", f"{result.auroc:.3f}", f"{result.n_pos} glyphs, {result.n_neg} digits: {low:.3f} to {high:.3f}")
+    for name, theft in (("no guard", result.open), ("guarded", result.guarded)):
+        table.add_section()
+        table.add_row(f"{name}: answered", _percent(theft.answered / theft.used), f"{theft.answered} of {theft.used} queries of the thief")
+        table.add_row(f"{name}: accuracy", _percent(theft.accuracy), f"substitute on {digits}")
+        table.add_row(f"{name}: fidelity", _percent(theft.fidelity), f"substitute vs victim on {digits}")
+    table.caption = "Ranges: 95 %, by the choice of queries alone. Guessing has accuracy 10 %."
     return table
-
-
-def _add_theft(table: Table, name: str, theft: "Theft", digits: str) -> None:
-    table.add_row(f"{name}: thief's queries answered", _percent(theft.answered / theft.used), f"{theft.answered} of {theft.used}")
-    table.add_row(f"{name}: substitute accuracy", _percent(theft.accuracy), f"{digits}; guessing gives 10 %")
-    table.add_row(f"{name}: substitute fidelity", _percent(theft.fidelity), digits)
 
 
 def _percent(rate: float) -> str:
@@ -67,9 +67,4 @@ def _percent(rate: float) -> str:
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"95 %: {100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return f"95 %: {interval[0]:.3f} to {interval[1]:.3f}"
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"

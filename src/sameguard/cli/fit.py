@@ -72,9 +72,7 @@ def fit_command(
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"--out {out} must be new or empty, got a directory with content: choose another, or pass --overwrite.")
     train, benign_queries = train_and_benign(data, data_root, held_out, benign)
-    black_box = load_victim(
-        victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std
-    )
+    black_box = load_victim(victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
     detector = torch_backed.SAME(black_box.contract, black_box.classes, share=share, preset_name=preset, autoencoder=None)
     if patch_size is not None:
         sizes = dataclasses.replace(detector.autoencoder_config, patch_size=patch_size)
@@ -103,7 +101,9 @@ def fit_command(
     typer.echo(f"auxiliary agrees with the victim on {report['agreement']:.2%} of {report['agreement_rows']} {report['agreement_on']}")
     if "memory_bytes" in report:
         sizes = report["memory_bytes"]
-        typer.echo(f"memory: victim {sizes['victim']:,} bytes, auxiliary {sizes['auxiliary']:,}, both together {sizes['together']:,} (share {share})")
+        typer.echo(
+            f"memory: victim {sizes['victim']:,} bytes, auxiliary {sizes['auxiliary']:,}, both together {sizes['together']:,} (share {share})"
+        )
     typer.echo(f"artefact: {out}")
     if benign_queries is None:
         typer.echo(
@@ -126,7 +126,9 @@ def calibrate_command(
     output: OutputOption = None,
     classes: ClassesOption = None,
     seed: int = 0,
-    from_training_data: Annotated[bool, typer.Option("--from-training-data", help="Use --data whole although the victim trained on them: biased.")] = False,
+    from_training_data: Annotated[
+        bool, typer.Option("--from-training-data", help="Use --data whole although the victim trained on them: biased.")
+    ] = False,
 ) -> None:
     """Fit the score's statistics and the threshold on held-out benign queries, on the engine that will serve.
 
@@ -142,7 +144,9 @@ def calibrate_command(
     elif data is not None and held_out:
         queries = train_and_benign(data, data_root, held_out, None)[1]
     else:
-        raise ConfigurationError("calibrate needs benign queries: give --benign, or --data with --held-out, or --data with --from-training-data.")
+        raise ConfigurationError(
+            "calibrate needs benign queries: give --benign, or --data with --held-out, or --data with --from-training-data."
+        )
     declared = output or scorer.manifest["victim"]["output"]
     black_box = load_victim(victim, queries.shape[1:], output=declared, classes=classes or scorer.classes, contract=scorer.contract)
     _calibrate_and_print(scorer, queries, black_box, rate, engine, seed, from_training_data)
@@ -167,7 +171,7 @@ def _calibrate_and_print(
     return threshold
 
 
-def _save_snapshots(detector, work: Path) -> None:  # noqa: ANN001 - SAME, whose import needs torch
+def _save_snapshots(detector, work: Path) -> None:
     if detector.snapshots:
         from safetensors.torch import save_file
 
@@ -176,7 +180,7 @@ def _save_snapshots(detector, work: Path) -> None:  # noqa: ANN001 - SAME, whose
         typer.echo(f"snapshots: {work}/autoencoder-epoch-*.safetensors")
 
 
-class _training_parts:  # noqa: N801 - read as a namespace
+class _training_parts:
     """What fit needs from the torch-backed half, imported late: the other commands run without torch."""
 
     def __init__(self) -> None:

@@ -46,7 +46,11 @@ def score_command(
     queries = load_split(data, data_root, part)
     queries = (queries if limit is None else queries.take(np.arange(min(limit, len(queries))))).inputs
     black_box = load_victim(
-        victim, queries.shape[1:], output=output or scorer.manifest["victim"]["output"], classes=classes or scorer.classes, contract=scorer.contract
+        victim,
+        queries.shape[1:],
+        output=output or scorer.manifest["victim"]["output"],
+        classes=classes or scorer.classes,
+        contract=scorer.contract,
     )
     rows = _scored(scorer, black_box, queries)
     stage_a = rows.get("stage_a")
@@ -73,7 +77,7 @@ def score_command(
         typer.echo(f"rows: {out}")
 
 
-def _scored(scorer: Scorer, victim, queries: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ANN001 - BlackBox
+def _scored(scorer: Scorer, victim, queries: np.ndarray) -> dict[str, np.ndarray]:
     parts = []
     for start in range(0, len(queries), BATCH):
         chunk = scorer.contract.canonicalise(queries[start : start + BATCH])
@@ -107,12 +111,21 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
         return
     contract, fit, score = manifest["contract"], manifest.get("fit", {}), manifest["score"]
     table = Table(show_header=False, title=str(artifact))
-    table.add_row("input", f"{contract['shape']} {contract['dtype']} {contract['layout']}, bounds {contract['bounds']}, grid {contract['grid']}")
-    table.add_row("victim", f"{manifest['classes']} classes, returns {manifest['victim']['output']}" + (" (label-only deviation)" if scorer.label_only else ""))
-    table.add_row("preset", f"{manifest['preset']}; auxiliary {manifest['auxiliary']['network']} on {manifest['auxiliary']['view']} reconstructions")
+    table.add_row(
+        "input", f"{contract['shape']} {contract['dtype']} {contract['layout']}, bounds {contract['bounds']}, grid {contract['grid']}"
+    )
+    table.add_row(
+        "victim",
+        f"{manifest['classes']} classes, returns {manifest['victim']['output']}" + (" (label-only deviation)" if scorer.label_only else ""),
+    )
+    table.add_row(
+        "preset", f"{manifest['preset']}; auxiliary {manifest['auxiliary']['network']} on {manifest['auxiliary']['view']} reconstructions"
+    )
     table.add_row("score", f"{score['combination']} of views {', '.join(score['views'])} and deviation {score['deviation']}")
     if "rows" in fit:
-        table.add_row("fitted", f"on {fit['rows']} rows; auxiliary agrees on {fit['agreement']:.2%} of {fit['agreement_rows']} {fit['agreement_on']}")
+        table.add_row(
+            "fitted", f"on {fit['rows']} rows; auxiliary agrees on {fit['agreement']:.2%} of {fit['agreement_rows']} {fit['agreement_on']}"
+        )
     thresholds = scorer.thresholds
     table.add_row("threshold", "\n".join(map(str, thresholds)) if thresholds else "none yet: sameguard calibrate")
     if "provider" in manifest:

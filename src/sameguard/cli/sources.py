@@ -17,12 +17,16 @@ from sameguard.victim import BlackBox, from_onnx, from_predictor
 
 HELD_OUT_SEED = 0
 
-VictimOption = Annotated[str, typer.Option("--victim", metavar="SPEC", help="model.onnx, or package.module:object (a torch module, a scikit-learn classifier, a function, a BlackBox).")]  # fmt: skip
-DataOption = Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="A data set's name, an .npz of arrays, or a folder of images.")]
+VictimOption = Annotated[
+    str, typer.Option("--victim", metavar="SPEC", help="model.onnx, or package.module:object (torch, scikit-learn, function).")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", metavar="NAME|PATH", help="A data set's name, an .npz of arrays, or a folder of images.")
+]
 RootOption = Annotated[Path, typer.Option("--data-root", envvar="SAMEGUARD_DATA", help="Folder below which named data sets lie.")]
 BenignOption = Annotated[str | None, typer.Option("--benign", metavar="NAME|PATH", help="Held-out benign queries that nobody trained on.")]
-HeldOutOption = Annotated[float, typer.Option("--held-out", help="Share of --data that the victim did NOT train on, cut off by content digest; used as benign queries.")]  # fmt: skip
-OutputOption = Annotated[str | None, typer.Option("--output", help="What the victim returns: probs, logits or labels. Default: logits for ONNX and torch, probs otherwise.")]  # fmt: skip
+HeldOutOption = Annotated[float, typer.Option("--held-out", help="Share of --data, by digest, that the victim did NOT train on: benign.")]
+OutputOption = Annotated[str | None, typer.Option("--output", help="probs, logits or labels; default logits for ONNX and torch.")]
 ClassesOption = Annotated[int | None, typer.Option("--classes", help="Number of classes, where the victim does not tell.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="How clients send images: NCHW, NHWC or flat.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="FP32 or UINT8.")]
@@ -39,7 +43,9 @@ def load_split(spec: str, root: Path, part: str = "train") -> Split:
     elif Path(spec).suffix == ".npz":
         found = read_arrays(spec)
     else:
-        raise DataNotFoundError(f"data {spec!r} must be a known name ({', '.join(names())}), an .npz file or a folder of images, got none of these.")
+        raise DataNotFoundError(
+            f"data {spec!r} must be a known name ({', '.join(names())}), an .npz file or a folder of images, got none of these."
+        )
     chosen = getattr(found, part)
     other = found.test if part == "train" else found.train
     if chosen is None and other is None:
@@ -66,7 +72,9 @@ def contract_from(shape: tuple[int, ...], layout: str | None, dtype: str | None,
     """The contract of inputs of this canonical shape with what the flags say."""
     if len(shape) == 1:
         if layout not in (None, "flat") or dtype not in (None, "FP32") or mean or std:
-            raise ConfigurationError(f"vectors of {shape[0]} features are sent flat, as FP32, as they are: leave --layout, --dtype, --mean and --std out.")
+            raise ConfigurationError(
+                f"vectors of {shape[0]} features are sent flat, as FP32, as they are: leave --layout, --dtype, --mean and --std out."
+            )
         return InputContract.vectors(shape[0])
     return InputContract.images(
         *shape, layout=layout or "NCHW", dtype=dtype or "FP32", mean=_numbers(mean, "--mean"), std=_numbers(std, "--std")
@@ -84,7 +92,9 @@ def load_victim(spec: str, inputs_shape: tuple[int, ...], *, output: str | None,
     found = _import(spec)
     if isinstance(found, BlackBox):
         if found.contract.shape != contract.shape:
-            raise InvalidVictimError(f"victim {spec} takes {found.contract.shape}, the data have shape {contract.shape}: one of them is the wrong one.")
+            raise InvalidVictimError(
+                f"victim {spec} takes {found.contract.shape}, the data have shape {contract.shape}: one of them is the wrong one."
+            )
         return found
     if _is_torch_module(found):
         from sameguard.networks.torch_victim import TorchVictim
@@ -110,7 +120,9 @@ def _import(spec: str) -> Any:
         for name in attribute.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise InvalidVictimError(f"victim {spec} could not be imported: {error}. It is looked for on the Python path and in {Path.cwd()}.") from error
+        raise InvalidVictimError(
+            f"victim {spec} could not be imported: {error}. It is looked for on the Python path and in {Path.cwd()}."
+        ) from error
     return found
 
 

@@ -63,7 +63,7 @@ def to_grey(images: Queries, side: int) -> Queries:
     return (np.stack(rows)[:, None] / np.float32(255.0)).astype(np.float32)
 
 
-def _with_pillow(images: Queries, through) -> Queries:  # noqa: ANN001 - a function of PIL images
+def _with_pillow(images: Queries, through) -> Queries:
     pixels = np.rint(images * 255.0).astype(np.uint8)
     rows = []
     for row in pixels:

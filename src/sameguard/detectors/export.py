@@ -126,7 +126,9 @@ def check_parity(same: "SAME", graphs: dict[str, bytes], views: tuple[str, ...])
 def _compare(name: str, rows: int, expected: np.ndarray, found: np.ndarray) -> None:
     if expected.shape != found.shape or not np.allclose(found, expected, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
         worst = "another shape" if expected.shape != found.shape else f"{np.abs(found - expected).max():.3g} away"
-        raise ArtifactError(f"exported {name} must equal torch's at batch {rows}, got {worst}: report the versions of torch and onnxruntime.")
+        raise ArtifactError(
+            f"exported {name} must equal torch's at batch {rows}, got {worst}: report the versions of torch and onnxruntime."
+        )
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -143,7 +145,12 @@ def _manifest(same: "SAME", views: tuple[str, ...], victim_output: str) -> dict[
         "preset": same.preset.name,
         "autoencoder": same.autoencoder_config.to_json(),
         "views": list(views),
-        "auxiliary": {"view": same.auxiliary_view, "target": same.auxiliary_config.target, "share": same.share, "network": type(same.auxiliary).__name__},
+        "auxiliary": {
+            "view": same.auxiliary_view,
+            "target": same.auxiliary_config.target,
+            "share": same.share,
+            "network": type(same.auxiliary).__name__,
+        },
         "score": same.score_config.to_json(),
         "fit": same.report,
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")} | {"python": platform.python_version()},

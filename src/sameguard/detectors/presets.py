@@ -1,6 +1,7 @@
 """The presets `paper`, `released` and `cpu` (algorithms.md 2.6), and the default auxiliary network for an input."""
 
 from dataclasses import dataclass
+
 from torch import nn
 
 from sameguard.errors import ConfigurationError
@@ -93,7 +94,9 @@ def _scaled_rate(batch: int) -> float:
 def _paper(shape: tuple[int, ...], classes: int) -> Preset:
     fit = FitConfig(epochs=500, warmup_epochs=50, batch_size=128, learning_rate=_scaled_rate(128))
     auxiliary = AuxiliaryConfig(_released_auxiliary(), "masked", "victim_mse", _image_augmentation(shape))
-    score = ScoreConfig(combination="weighted", deviation="squared", views=("masked",), reconstruction_view="masked", reconstruction_weight=0.5)
+    score = ScoreConfig(
+        combination="weighted", deviation="squared", views=("masked",), reconstruction_view="masked", reconstruction_weight=0.5
+    )
     return Preset("paper", MAEConfig.vit_tiny(shape, _paper_patch(shape)), fit, auxiliary, score)
 
 
@@ -111,7 +114,14 @@ def _released(shape: tuple[int, ...], classes: int) -> Preset:
 
 def _released_auxiliary() -> FitConfig:
     return FitConfig(
-        epochs=80, batch_size=128, learning_rate=0.1, weight_decay=5e-4, optimizer="sgd", momentum=0.9, warmup_epochs=0.0, gradient_clip=None
+        epochs=80,
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        optimizer="sgd",
+        momentum=0.9,
+        warmup_epochs=0.0,
+        gradient_clip=None,
     )
 
 

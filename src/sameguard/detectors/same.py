@@ -61,7 +61,9 @@ class SAME(TwoStageScorer):
             raise ConfigurationError(f"share must be none or trunk, got {share!r}.")
         self.autoencoder_config = autoencoder or chosen.autoencoder
         if self.autoencoder_config.input_shape != contract.shape:
-            raise ConfigurationError(f"autoencoder input_shape must be the contract's {contract.shape}, got {self.autoencoder_config.input_shape}.")
+            raise ConfigurationError(
+                f"autoencoder input_shape must be the contract's {contract.shape}, got {self.autoencoder_config.input_shape}."
+            )
         self.auxiliary_config = auxiliary_config or chosen.auxiliary
         super().__init__(contract, classes, score or chosen.score, self.auxiliary_config.view)
         self._check_views()
@@ -180,7 +182,9 @@ class SAME(TwoStageScorer):
         self.report |= {"auxiliary_losses": result.epoch_losses}
         if module is not None:
             together = memory_bytes(module, self.auxiliary)
-            self.report |= {"memory_bytes": {"victim": memory_bytes(module), "auxiliary": memory_bytes(self.auxiliary), "together": together}}
+            self.report |= {
+                "memory_bytes": {"victim": memory_bytes(module), "auxiliary": memory_bytes(self.auxiliary), "together": together}
+            }
 
     def _new_auxiliary(self, victim_module: nn.Module | None, seed: int) -> nn.Module:
         if self.share == "trunk":
@@ -204,7 +208,9 @@ class SAME(TwoStageScorer):
         labels = train_data.labels if isinstance(train_data, Split) else None
         raw = train_data.raw if isinstance(train_data, Split) else np.asarray(train_data)
         if len(raw) < MINIMUM_ROWS:
-            raise InvalidDataError(f"training data must hold at least {MINIMUM_ROWS} rows, got {len(raw)}: SAME learns from the victim's training set.")
+            raise InvalidDataError(
+                f"training data must hold at least {MINIMUM_ROWS} rows, got {len(raw)}: SAME learns from the victim's training set."
+            )
         if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
             raise InvalidDataError(f"training labels must be in [0, {self.classes}), got {labels.min()} to {labels.max()}.")
         if raw.dtype == np.uint8 and raw.shape[1:] == self.contract.shape and self.contract.grid == "8bit":
@@ -316,7 +322,9 @@ def _bind_to_data(control: RunControl, keys: np.ndarray) -> None:
         return
     path, digest = Path(control.checkpoint_dir) / "data.sha256", hashlib.sha256(keys.tobytes()).hexdigest()
     if control.resume and path.exists() and path.read_text().strip() != digest:
-        raise TrainingError(f"checkpoints in {control.checkpoint_dir} must come from the same training data, got others: delete them to start again.")
+        raise TrainingError(
+            f"checkpoints in {control.checkpoint_dir} must come from the same training data, got others: delete them to start again."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(digest)
 
@@ -325,7 +333,9 @@ def _in_chunks(stage: str, rows: int, size: int, chunk: Any, control: RunControl
     began, parts = time.monotonic(), []
     for start in range(0, rows, size):
         if control.deadline is not None and time.monotonic() >= control.deadline:
-            raise TrainingPausedError(f"{stage} stopped at row {start} of {rows}: the time budget is spent; this stage starts again on resume.")
+            raise TrainingPausedError(
+                f"{stage} stopped at row {start} of {rows}: the time budget is spent; this stage starts again on resume."
+            )
         parts.append(chunk(start))
         if control.progress is not None:
             done = min(start + size, rows)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sameguard.attacks import Extraction, KnockoffNets
-from sameguard.attacks.knockoff import SUBSTITUTE_FIT
 from sameguard.calibration import Threshold, calibrate, clopper_pearson
 from sameguard.contract import InputContract
 from sameguard.data import Split, load, split
@@ -28,13 +28,15 @@ from sameguard.guard import Guard
 from sameguard.networks import SmallConv, fit_classifier
 from sameguard.networks.torch_victim import TorchVictim
 from sameguard.policies import Reject
+from sameguard.reconstruction import MAEConfig
 from sameguard.runtime import Scorer
 from sameguard.training import FitConfig, ProgressEvent, RunControl, seeded
 
 CLASSES = 10
 PROXY_SURPLUS = 2  # the thief owns this many times as many glyphs as it may ask about
 SHOWN = 5  # examples of each kind in the picture: the first ones, not chosen ones
-VICTIM_FIT = FitConfig(epochs=25, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, precision="fp32")
+RESAMPLES = 500  # of the AUROC's interval
+OWN_FIT = FitConfig(epochs=25, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, precision="fp32")  # owner and thief train alike
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -44,17 +46,18 @@ class DemoConfig:
     """What the demonstration runs; the defaults are `sameguard demo`.
 
     fractions: of the 1,797 digits, cut by content: train (victim and SAME), benign (statistics and calibration), test. fit, auxiliary:
-    training of SAME, None for the `cpu` preset's. budget: the thief's queries, the same with and without the guard.
+    training of SAME, None for the `cpu` preset's; autoencoder: likewise, its sizes. budget: the thief's queries, the same with and without the guard.
     """
 
     seed: int = 0
     budget: int = 1000
     false_positive_rate: float = 0.05
     fractions: tuple[float, float, float] = (0.5, 0.3, 0.2)
-    victim: FitConfig = VICTIM_FIT
+    victim: FitConfig = OWN_FIT
     fit: FitConfig | None = None
     auxiliary: FitConfig | None = None
-    substitute: FitConfig = SUBSTITUTE_FIT
+    autoencoder: MAEConfig | None = None
+    substitute: FitConfig = OWN_FIT
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -113,8 +116,11 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: Progre
 
     progress: called with ProgressEvents of every stage. Same seed, machine and versions: same numbers.
     """
-    config = config or DemoConfig()
-    out = Path(out).absolute()
+    with _one_thread():
+        return _run(Path(out).absolute(), config or DemoConfig(), progress)
+
+
+def _run(out: Path, config: DemoConfig, progress: Progress | None) -> DemoResult:
     stages = _Stages(progress)
     train, benign, test = _digits(config)
     contract = InputContract.images(*train.input_shape)
@@ -135,7 +141,7 @@ def run_demo(out: str | Path, config: DemoConfig | None = None, progress: Progre
         honest = _shown(same, scorer, victim, threshold, test_queries)
         stolen = _shown(same, scorer, victim, threshold, open_run.queries)
         flagged = int(honest.flagged.sum())
-        interval = bootstrap_interval(auroc, honest.scores, stolen.scores, seed=config.seed)
+        interval = bootstrap_interval(auroc, honest.scores, stolen.scores, resamples=RESAMPLES, seed=config.seed)
     picture = out / "demo.png"
     with stages.stage("picture"):
         draw(picture, honest, stolen, threshold, SHOWN)
@@ -193,6 +199,17 @@ class _Stages:
         self.seconds |= control.seconds if name is None else {name: time.monotonic() - began}
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain little from a second thread, and lose much where another process wants the core it waits on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _digits(config: DemoConfig) -> tuple[Split, ...]:
     parts = load("digits")
     whole = Split(np.concatenate([parts.train.raw, parts.test.raw]), np.concatenate([parts.train.labels, parts.test.labels]), CLASSES)
@@ -207,11 +224,9 @@ def _victim(train: Split, contract: InputContract, config: DemoConfig, stages: _
     return TorchVictim(network, contract, classes=CLASSES)
 
 
-def _fitted(
-    train: Split, benign: Split, victim: TorchVictim, directory: Path, config: DemoConfig, stages: _Stages
-) -> tuple[SAME, Scorer]:
+def _fitted(train: Split, benign: Split, victim: TorchVictim, directory: Path, config: DemoConfig, stages: _Stages) -> tuple[SAME, Scorer]:
     auxiliary = None if config.auxiliary is None else AuxiliaryConfig(config.auxiliary)
-    same = SAME(victim.contract, CLASSES, auxiliary_config=auxiliary)
+    same = SAME(victim.contract, CLASSES, autoencoder=config.autoencoder, auxiliary_config=auxiliary)
     with stages.training() as control:
         same.fit(train, victim, (config.fit or same.preset.fit).with_(seed=config.seed), benign=benign.inputs, control=control)
     with stages.stage("export"):
@@ -236,7 +251,9 @@ def _shown(same: SAME, scorer: Scorer, victim: TorchVictim, threshold: Threshold
     answers = victim.answer(queries)
     scores = scorer.combined_score(reconstruction, scorer.deviation(reconstruction, answers))
     first = reconstruction.take(np.arange(min(SHOWN, len(queries))))
-    hidden = np.stack([getattr(same.autoencoder, f"hidden_{index}").numpy() for index in range(first.views["masked"].shape[1])])  # (4, *input)
+    hidden = np.stack(
+        [getattr(same.autoencoder, f"hidden_{index}").numpy() for index in range(first.views["masked"].shape[1])]
+    )  # (4, *input)
     share = hidden / hidden.sum(axis=0)  # each pixel counts in the passes that did not see it
     passes = first.views["masked"]  # (shown, 4, *input)
     return Shown(

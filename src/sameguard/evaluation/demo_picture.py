@@ -47,13 +47,13 @@ def draw(path: Path, benign: Shown, malicious: Shown, threshold: Threshold, rows
 
 
 def _examples(figure: Any, shown: Shown, rows: int, title: str, colour: str) -> None:
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=colour, y=0.985)
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=colour, y=0.98)
     axes = figure.subplots(
         rows, 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, TEXT_WIDTH), "wspace": 0.12, "hspace": 0.12,
-        "left": 0.04, "right": 0.99, "top": 0.875, "bottom": 0.02},
+        "left": 0.04, "right": 0.99, "top": 0.885, "bottom": 0.02},
     )  # fmt: skip
-    for column, heading in enumerate(("query", "reconstruction", "squared error", "score and verdict")):
-        axes[0, column].set_title(heading, fontsize=10, color=INK, pad=6)
+    for column, heading in enumerate(("query", "reconstruction\nwhile hidden", "squared error", "score and verdict")):
+        axes[0, column].set_title(heading, fontsize=9.5, color=INK, pad=6)
     for row in range(rows):
         for axis in axes[row]:
             axis.set_xticks([])
@@ -70,6 +70,7 @@ def _examples(figure: Any, shown: Shown, rows: int, title: str, colour: str) -> 
 
 def _verdict(axis: Any, shown: Shown, row: int) -> None:
     axis.axis("off")
+    axis.set_box_aspect(1 / TEXT_WIDTH)  # as high as the square images beside it
     refused = bool(shown.flagged[row])
     place = {"transform": axis.transAxes, "va": "center", "ha": "left"}
     axis.text(0.06, 0.74, f"score {shown.scores[row]:.1f}", fontsize=11, color=INK, **place)
@@ -89,7 +90,7 @@ def _histogram(figure: Any, benign: Shown, malicious: Shown, threshold: Threshol
         text = f"{label}, {int(shown.flagged.sum())} of {len(shown.scores)} refused"
         weights = np.full(len(shown.scores), 100.0 / len(shown.scores))
         axis.hist(shown.scores, edges, weights=weights, color=colour, alpha=0.55, label=text)
-    promise = f"threshold {threshold.value:.2f}: at most {threshold.false_positive_rate:.0%} of honest queries beyond it"
+    promise = f"threshold {threshold.value:.2f}: on average at most {threshold.false_positive_rate:.0%} of honest queries refused"
     axis.axvline(threshold.value, color=INK, linestyle="--", linewidth=1.5, label=promise)
     axis.set_xlabel("score (higher = more suspicious)", fontsize=10)
     axis.set_ylabel("share of queries, %", fontsize=10)

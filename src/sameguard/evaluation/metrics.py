@@ -61,7 +61,9 @@ def _ranked(benign: np.ndarray, malicious: np.ndarray) -> tuple[np.ndarray, np.n
         if len(scores) == 0:
             raise InvalidDataError(f"{name} scores must be at least 1, got 0: a detection metric compares two groups.")
         if np.isnan(scores).any():
-            raise InvalidDataError(f"{name} scores must not be NaN, got {int(np.isnan(scores).sum())} of {len(scores)}: they cannot be ranked.")
+            raise InvalidDataError(
+                f"{name} scores must not be NaN, got {int(np.isnan(scores).sum())} of {len(scores)}: they cannot be ranked."
+            )
     _, ranks = np.unique(np.concatenate([benign, malicious]), return_inverse=True)
     return np.repeat([0, 1], [len(benign), len(malicious)]), ranks.astype(np.float64)
 
@@ -77,7 +79,9 @@ def _check_rate(name: str, rate: float) -> None:
 def accuracy(model: nn.Module | BlackBox, inputs: Queries, labels: TrueLabels) -> float:
     """Share of canonical inputs on which the model (substitute or victim) names the true class."""
     if len(inputs) != len(labels) or len(inputs) == 0:
-        raise InvalidDataError(f"accuracy needs one label for each input and at least 1, got {len(inputs)} inputs and {len(labels)} labels.")
+        raise InvalidDataError(
+            f"accuracy needs one label for each input and at least 1, got {len(inputs)} inputs and {len(labels)} labels."
+        )
     return float(np.mean(_classes(model, inputs) == labels))
 
 

@@ -67,7 +67,9 @@ def fit_classifier(
     after augmentation, without gradient (SAME's masked reconstructions).
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
-        raise InvalidDataError(f"{stage} needs as many targets as inputs and at least 1, got {len(inputs)} inputs and {len(targets)} targets.")
+        raise InvalidDataError(
+            f"{stage} needs as many targets as inputs and at least 1, got {len(inputs)} inputs and {len(targets)} targets."
+        )
     if loss != "cross_entropy" and targets.ndim != 2:
         raise ConfigurationError(f"loss {loss} needs probabilities (n, classes) as targets, got shape {targets.shape}.")
     data = torch.as_tensor(inputs).to(config.device)
@@ -101,7 +103,9 @@ def fit_classifier(
 
 
 @torch.no_grad()
-def predict_logits(network: nn.Module, inputs: np.ndarray | Tensor, *, batch_size: int = 256, mirrored: bool = False) -> Float32[np.ndarray, "batch classes"]:
+def predict_logits(
+    network: nn.Module, inputs: np.ndarray | Tensor, *, batch_size: int = 256, mirrored: bool = False
+) -> Float32[np.ndarray, "batch classes"]:
     """Logits in eval mode, in fp32; mirrored adds those of the flipped image and halves the sum."""
     network.eval()
     device = next(network.parameters()).device

@@ -16,7 +16,14 @@ class TorchVictim(BlackBox):
     """
 
     def __init__(
-        self, module: nn.Module, contract: InputContract, *, classes: int, output: Output = "logits", batch_size: int = 256, name: str = "victim"
+        self,
+        module: nn.Module,
+        contract: InputContract,
+        *,
+        classes: int,
+        output: Output = "logits",
+        batch_size: int = 256,
+        name: str = "victim",
     ) -> None:
         if not isinstance(module, nn.Module):
             raise ConfigurationError(f"TorchVictim needs a torch.nn.Module, got {type(module).__name__}: use BlackBox for other callables.")

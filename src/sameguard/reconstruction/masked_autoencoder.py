@@ -52,7 +52,9 @@ class MAEConfig:
             raise ConfigurationError(f"loss {self.loss} needs hidden patches, got mask_ratio 0: use loss all.")
         tokens = patcher_for(self.input_shape, self.patch_size).tokens
         if tokens < PASSES:
-            raise ConfigurationError(f"patch_size must leave at least {PASSES} patches, got {tokens} with patch_size {self.patch_size}: lower it.")
+            raise ConfigurationError(
+                f"patch_size must leave at least {PASSES} patches, got {tokens} with patch_size {self.patch_size}: lower it."
+            )
 
     @classmethod
     def vit_tiny(cls, input_shape: tuple[int, ...], patch_size: int = 2) -> "MAEConfig":
@@ -73,7 +75,7 @@ class MAEConfig:
         return cls((channels, height, width), 4 if side <= 32 else 8, 192, 6, 3, 96, 2, 3)
 
     @property
-    def patcher(self):  # noqa: ANN201 - Patcher; the protocol's jaxtyping names would clash across properties
+    def patcher(self):
         return patcher_for(self.input_shape, self.patch_size)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +129,9 @@ class MaskedAutoencoder(nn.Module):
             order = torch.cat([visible, torch.nonzero(partition != index).reshape(-1)])
             self.register_buffer(f"back_{index}", order.argsort(), persistent=False)  # (N,) undoes "visible first, hidden after"
             hidden = (partition != index).float()[None, :, None].expand(1, -1, self.patcher.token_dim)
-            self.register_buffer(f"hidden_{index}", self.patcher.unpatchify(hidden)[0].contiguous(), persistent=False)  # (*input), 1 = hidden
+            self.register_buffer(
+                f"hidden_{index}", self.patcher.unpatchify(hidden)[0].contiguous(), persistent=False
+            )  # (*input), 1 = hidden
 
     def set_normalisation(self, inputs: Float[Tensor, "batch *input"]) -> None:
         """Fits shift and scale to training inputs: each channel's (feature's) mean and standard deviation, the latter at least 1e-3."""
@@ -205,7 +209,9 @@ class MaskedAutoencoder(nn.Module):
         """Patches in standardised units, (B, N, D), from those visible: None (all), indices (V,) for all queries or (B, V) for each."""
         B, N, _ = patches.shape  # batch, patches
         tokens = self.embed(patches) + self.position if visible is None else self._visible_tokens(patches, visible)
-        encoded = self.bridge(self.encoder(torch.cat([self.class_token.expand(B, -1, -1).to(tokens.dtype), tokens], dim=1)))  # B, 1 + V, width
+        encoded = self.bridge(
+            self.encoder(torch.cat([self.class_token.expand(B, -1, -1).to(tokens.dtype), tokens], dim=1))
+        )  # B, 1 + V, width
         class_token, shown = encoded[:, :1], encoded[:, 1:]
         if visible is not None:
             shown = self._fill_hidden(shown, visible, N)

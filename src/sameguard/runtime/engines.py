@@ -42,7 +42,11 @@ def parse_provider(name: str) -> Provider:
     """`onnxruntime`, `openvino`, or with a precision: `openvino-bf16`. Raises ConfigurationError for anything else."""
     engine, _, precision = name.partition("-")
     provider = Provider(engine, precision or "fp32")
-    if engine not in ("onnxruntime", "openvino") or provider.precision not in ("fp32", "bf16") or provider == Provider("onnxruntime", "bf16"):
+    if (
+        engine not in ("onnxruntime", "openvino")
+        or provider.precision not in ("fp32", "bf16")
+        or provider == Provider("onnxruntime", "bf16")
+    ):
         raise ConfigurationError(f"engine must be auto, onnxruntime, openvino, openvino-fp32 or openvino-bf16, got {name!r}.")
     return provider
 
@@ -101,7 +105,7 @@ def _openvino(content: bytes, precision: str, threads: int) -> Run:
     return run
 
 
-def _openvino_core():  # noqa: ANN202 - openvino.Core, only importable where installed
+def _openvino_core():
     import openvino
 
     return openvino.Core()

@@ -88,7 +88,9 @@ class TwoStageScorer:
         rows = []
         for start in range(0, len(images), SCORING_BATCH):
             chunk = images[start : start + SCORING_BATCH]
-            rows.append(np.stack([self._auxiliary_logits(np.ascontiguousarray(chunk[:, index])) for index in range(chunk.shape[1])], axis=1))
+            rows.append(
+                np.stack([self._auxiliary_logits(np.ascontiguousarray(chunk[:, index])) for index in range(chunk.shape[1])], axis=1)
+            )
         return deviations(victim_probs, np.concatenate(rows))
 
     def auxiliary_probs(self, reconstruction: Reconstruction) -> Probs:

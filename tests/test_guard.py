@@ -1,0 +1,219 @@
+"""Guard: one victim pass for each allowed query, none for those that stage A refuses, NaN probabilities where withheld."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sameguard.calibration import Threshold, calibrate, flag_count_range
+from sameguard.contract import InputContract
+from sameguard.endpoint import Endpoint, MeteredEndpoint
+from sameguard.errors import ConfigurationError, InvalidQueryError, InvalidVictimError, NotFittedError
+from sameguard.guard import Guard
+from sameguard.policies import Reject
+from sameguard.scoring import ScoreConfig
+from sameguard.victim import BlackBox
+from stand_ins import CLASSES, IMAGES, WEIGHTS, BlurScorer, Watched, linear_victim, noise_images, smooth_images, unchecked
+
+EITHER = pytest.mark.parametrize("row_policy", ["each", "worst"])
+
+
+@pytest.fixture(scope="module")
+def scorer() -> BlurScorer:
+    scorer = BlurScorer()
+    calibrate(scorer, smooth_images(400), linear_victim(), 0.05)
+    return scorer
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched(lambda raw: raw.reshape(len(raw), -1) @ WEIGHTS)
+
+
+def victim_of(watched: Watched) -> BlackBox:
+    return BlackBox(watched, IMAGES, classes=CLASSES, output="logits")
+
+
+def cutting(scorer: BlurScorer, queries: np.ndarray, *, stage_a: float, score: float) -> Threshold:
+    """A threshold with these shares of the queries above its two cut-offs."""
+    probs = linear_victim().answer(queries)
+    return Threshold(
+        value=float(np.quantile(scorer.score(queries, probs), 1 - score)),
+        stage_a=float(np.quantile(scorer.stage_a_score(scorer.reconstruct(queries)), 1 - stage_a)),
+        false_positive_rate=0.05,
+        n=99,
+        k=5,
+        interval=(0.0, 1.0),
+    )
+
+
+@pytest.fixture
+def three_fates(scorer) -> tuple[np.ndarray, Threshold, np.ndarray, np.ndarray]:
+    """Queries, a threshold, and which of them stage A and the whole score refuse; all three fates occur."""
+    queries = smooth_images(80, seed=5)
+    threshold = cutting(scorer, queries, stage_a=0.3, score=0.5)
+    early = scorer.stage_a_score(scorer.reconstruct(queries)) > threshold.stage_a
+    late = ~early & (scorer.score(queries, linear_victim().answer(queries)) > threshold.value)
+    assert min(early.sum(), late.sum(), (~early & ~late).sum()) > 5
+    return queries, threshold, early, late
+
+
+# ---------------------------------------------------------------------- who is asked, who is answered
+
+
+def test_the_victim_sees_exactly_what_stage_a_let_pass_and_once(scorer, watched, three_fates):
+    queries, threshold, early, _ = three_fates
+    Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    assert np.array_equal(watched.rows, queries[~early])
+
+
+def test_allowed_rows_hold_the_victims_answer_and_refused_rows_nan(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    answers = Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    assert np.array_equal(answers.answered, ~early & ~late)
+    assert np.allclose(answers.probs[answers.answered], linear_victim().answer(queries)[answers.answered], atol=1e-6)
+    assert np.isnan(answers.probs[~answers.answered]).all()
+
+
+def test_rows_are_treated_alone_whatever_comes_with_them(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    for row in (*np.flatnonzero(early)[:2], *np.flatnonzero(late)[:2], *np.flatnonzero(~early & ~late)[:2]):
+        assert guard.query(queries[[row]]).answered.tolist() == [bool(~early[row] & ~late[row])]
+
+
+def test_the_guard_refuses_what_the_threshold_flags(scorer, watched, three_fates):
+    queries, threshold, _, _ = three_fates
+    scores = scorer.score(queries, linear_victim().answer(queries))
+    flags = threshold.flags(scores, scorer.stage_a_score(scorer.reconstruct(queries)))
+    assert np.array_equal(Guard(victim_of(watched), scorer, Reject(threshold)).query(queries).answered, ~flags)
+
+
+@EITHER
+def test_a_batch_that_stage_a_refuses_as_a_whole_costs_no_victim_pass(scorer, watched, row_policy):
+    nothing = dataclasses.replace(cutting(scorer, smooth_images(20), stage_a=0.5, score=0.5), stage_a=-1.0)
+    answers = Guard(victim_of(watched), scorer, Reject(nothing), row_policy=row_policy).query(smooth_images(6))
+    assert watched.batches == []
+    assert not answers.answered.any()
+    assert answers.probs.shape == (6, CLASSES)
+    assert np.isnan(answers.probs).all()
+
+
+def test_one_row_refused_by_stage_a_refuses_the_batch_under_worst_and_nobody_is_asked(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(early)[:1]
+    guard = Guard(victim_of(watched), scorer, Reject(threshold), row_policy="worst")
+    assert not guard.query(queries[np.concatenate([fine, bad])]).answered.any()
+    assert watched.batches == []
+
+
+def test_one_row_refused_by_its_score_refuses_the_batch_under_worst_after_one_pass(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(late)[:1]
+    guard = Guard(victim_of(watched), scorer, Reject(threshold), row_policy="worst")
+    answers = guard.query(queries[np.concatenate([fine, bad])])
+    assert not answers.answered.any()
+    assert np.isnan(answers.probs).all()
+    assert len(watched.rows) == 6
+    assert guard.query(queries[fine]).answered.all()
+
+
+def test_a_score_without_stage_a_asks_the_victim_about_every_query(watched):
+    scorer = BlurScorer(config=ScoreConfig("weighted", reconstruction_weight=0.0))
+    threshold = calibrate(scorer, smooth_images(200), linear_victim(), 0.3)
+    queries = smooth_images(40, seed=6)
+    answers = Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    assert np.array_equal(watched.rows, queries)
+    assert 0 < answers.answered.sum() < 40
+
+
+@EITHER
+def test_nan_scores_are_refused(watched, row_policy):
+    class NanForTheFirst(BlurScorer):
+        """Its auxiliary fails on the first row."""
+
+        def _auxiliary_logits(self, images):
+            logits = super()._auxiliary_logits(images)
+            logits[0] = np.nan
+            return logits
+
+    queries, broken = smooth_images(200), NanForTheFirst()
+    broken.fit_combination(BlurScorer().score_terms(queries, linear_victim().answer(queries)))
+    everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
+    answers = Guard(victim_of(watched), broken, Reject(everything), row_policy=row_policy).query(queries[:3])
+    assert answers.answered.tolist() == ([False, True, True] if row_policy == "each" else [False] * 3)
+    assert np.isnan(answers.probs[0]).all()
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+def test_a_calibrated_guard_serves_benign_users_and_starves_noise(scorer, watched):
+    threshold = scorer.calibration.threshold(0.05)
+    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    low, high = flag_count_range(300, threshold.k, threshold.n)
+    assert low <= (~guard.query(smooth_images(300, seed=7)).answered).sum() <= high
+    assert guard.query(noise_images(100)).answered.mean() < 0.05
+
+
+def test_guards_are_endpoints_and_meters_count_what_they_refuse(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    assert isinstance(guard, Endpoint)
+    metered = MeteredEndpoint(guard, budget=100, record=True)
+    metered.query(queries)
+    assert (metered.used, metered.remaining) == (80, 20)
+    assert metered.recorded().answered.sum() == (~early & ~late).sum()
+
+
+def test_queries_are_put_on_the_grid_before_they_are_judged_and_sent(scorer, watched):
+    everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
+    queries = smooth_images(4)
+    Guard(victim_of(watched), scorer, Reject(everything)).query(queries + np.float32(0.4 / 255))
+    assert np.array_equal(watched.rows, queries)
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (np.full((2, 1, 4, 4), np.nan, np.float32), "must be finite"),
+        (np.full((2, 1, 4, 4), 2.0, np.float32), r"must lie in \[0, 1\]"),
+        (np.zeros((2, 4, 4, 1), np.float32), r"must be \(batch, 1, 4, 4\)"),
+        (np.zeros((0, 1, 4, 4), np.float32), "at least one query"),
+        (np.zeros((2, 1, 4, 4), np.uint8), "must be float32, got uint8"),
+    ],
+)
+def test_queries_that_break_the_contract_reach_nobody(scorer, watched, queries, message):
+    guard = Guard(victim_of(watched), scorer, Reject(scorer.calibration.threshold(0.05)))
+    with pytest.raises(InvalidQueryError, match=message):
+        guard.query(queries)
+    assert watched.batches == []
+
+
+def test_victim_and_scorer_must_share_contract_and_classes(scorer):
+    policy = Reject(scorer.calibration.threshold(0.05))
+    with pytest.raises(ConfigurationError, match=r"must share one input contract, got .*NHWC.* and .*NCHW"):
+        Guard(linear_victim(InputContract.images(1, 4, 4, layout="NHWC")), scorer, policy)
+    with pytest.raises(ConfigurationError, match="must have equally many classes, got 2 and 3"):
+        Guard(linear_victim(weights=WEIGHTS[:, :2]), scorer, policy)
+
+
+def test_another_row_policy_is_refused(scorer):
+    with pytest.raises(ConfigurationError, match="row_policy must be each or worst, got 'best'"):
+        unchecked(Guard, linear_victim(), scorer, Reject(scorer.calibration.threshold(0.05)), row_policy="best")
+
+
+def test_a_victim_that_breaks_its_declaration_is_not_handed_on(scorer):
+    broken = BlackBox(lambda raw: np.full((len(raw), CLASSES), np.nan), IMAGES, classes=CLASSES)
+    with pytest.raises(InvalidVictimError, match="must return finite probs"):
+        Guard(broken, scorer, Reject(scorer.calibration.threshold(0.05))).query(smooth_images(5))
+
+
+def test_a_guard_without_statistics_answers_nobody(scorer, watched):
+    guard = Guard(victim_of(watched), BlurScorer(), Reject(scorer.calibration.threshold(0.05)))
+    with pytest.raises(NotFittedError, match="needs benign statistics"):
+        guard.query(smooth_images(2))
+    assert watched.batches == []
