@@ -23,9 +23,10 @@ def main() -> None:
     cases = {}
     for view in ("full", "masked"):
         module = _Views(network, (view,)).eval()
-        graph = to_onnx(module, SHAPE, "queries", [f"reconstruction_{view}", f"error_{view}"])
+        names = [f"reconstruction_{view}", f"error_{view}"]
+        graph = to_onnx(module, SHAPE, "queries", names)
         runs = {"torch-fp32": lambda batch, module=module: module(torch.from_numpy(batch))}
-        runs |= {str(provider): open_graph(graph, provider) for provider in available_providers()}
+        runs |= {str(provider): open_graph(graph, provider, names) for provider in available_providers()}
         for name, run in runs.items():
             for batch in (1, 8, 32):
                 images = np.random.default_rng(0).random((batch, *SHAPE)).astype(np.float32)

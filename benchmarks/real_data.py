@@ -71,13 +71,20 @@ def fitted(
     same = SAME(victim.contract, victim.classes, auxiliary_config=auxiliary)
     control = RunControl(work, resume=True, progress=show, log=log)
     began = time.monotonic()
-    same.fit(train, victim, chosen.fit.with_(seed=seed, compile=COMPILE), benign=held_out, control=control)
+    same.fit(
+        train,
+        victim,
+        chosen.fit.with_(seed=seed, compile=COMPILE, **({} if EPOCHS is None else {"epochs": EPOCHS})),
+        benign=held_out,
+        control=control,
+    )
     log(f"{name}: {time.monotonic() - began:.0f} s, agreement {same.report['agreement']:.4f}")
     same.export(directory, overwrite=True)
     return directory
 
 
 COMPILE = False
+EPOCHS: int | None = None  # of the autoencoder, instead of the preset's
 
 
 # ---------------------------------------------------------------------- queries
@@ -182,8 +189,8 @@ def main(
     compile: bool = False,
 ) -> None:
     """One data set, one seed."""
-    global COMPILE
-    COMPILE = compile
+    global COMPILE, EPOCHS
+    COMPILE, EPOCHS = compile, epochs
     data = load(dataset, root=data_root)
     train, held_out = held_out_split(data.train)
     network = load_victim(dataset, out)

@@ -12,7 +12,7 @@ from sameguard import artifact
 from sameguard.artifact import MANIFEST, SCHEMA, read_artifact, update_artifact, write_artifact
 from sameguard.errors import ArtifactError
 
-PLAIN = {"sameguard": "0.1", "contract": {}, "classes": 3, "score": {}, "auxiliary": {"view": "full"}}
+PLAIN = {"sameguard": "0.1", "contract": {}, "classes": 3, "score": {}, "views": [], "auxiliary": {"view": "full"}}
 FILES = {"reconstruction.onnx": bytes(range(256)) * 40, "auxiliary.onnx": b"auxiliary"}
 OLD = {"scores": np.arange(5.0), "digests.train": np.array([1, 2**63 + 5], np.uint64)}
 NEW = {"scores": np.linspace(0, 1, 7), "names": np.array(["a", "bc"])}

@@ -175,12 +175,14 @@ def test_queries_refused_by_stage_a_come_off_the_score_s_budget():
     assert flagged[-1]
 
 
-@pytest.mark.parametrize("refused", [5, 99])  # k of them, or all
-def test_stage_a_steps_back_where_it_would_spend_the_whole_budget_alone(refused):
-    scores, stage_a = np.arange(99.0), np.where(np.arange(99) < refused, 5000.0, 0.0)
+@pytest.mark.parametrize("refused", [5, 40, 99])  # k of them, more, or all
+def test_where_stage_a_refuses_the_whole_budget_its_own_cut_rises_and_the_rule_stays_one_ranking(refused):
+    scores, stage_a = np.arange(99.0), np.where(np.arange(99) < refused, 5000.0 + np.arange(99), 0.0)
     threshold = stored(scores, stage_a, np.arange(1000.0)).threshold(0.05)
-    assert threshold.stage_a == np.inf
-    assert threshold.value == np.sort(scores)[-5]
+    assert threshold.value == np.inf
+    assert threshold.stage_a == 5000.0 + refused - 5  # the fifth largest
+    assert threshold.flags(scores, stage_a).sum() == threshold.k - 1
+    assert Threshold.from_json(json.loads(json.dumps(threshold.to_json(), allow_nan=False))) == threshold
 
 
 def test_nan_in_stage_a_of_a_calibration_query_counts_as_refused():

@@ -26,7 +26,7 @@ from sameguard.errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-REQUIRED = ("schema", "sameguard", "contract", "classes", "score", "auxiliary", "files")
+REQUIRED = ("schema", "sameguard", "contract", "classes", "score", "views", "auxiliary", "files")
 SIZE_LIMIT = 2 * 1024**3  # bytes of one file: more is not one of ours
 
 

@@ -62,12 +62,13 @@ class Threshold:
 
     def to_json(self) -> dict[str, Any]:
         stored = asdict(self)
-        return {**stored, "stage_a": None if np.isinf(self.stage_a) else self.stage_a, "interval": list(self.interval)}
+        finite = {name: None if np.isinf(stored[name]) else stored[name] for name in ("value", "stage_a")}
+        return {**stored, **finite, "interval": list(self.interval)}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Threshold":
-        stage_a = np.inf if stored["stage_a"] is None else stored["stage_a"]
-        return cls(**{**stored, "stage_a": stage_a, "interval": tuple(stored["interval"])})
+        cuts = {name: np.inf if stored[name] is None else stored[name] for name in ("value", "stage_a")}
+        return cls(**{**stored, **cuts, "interval": tuple(stored["interval"])})
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,16 @@ class Calibration:
         """The threshold of another rate. Raises CalibrationError where n cannot support it."""
         n = len(self.scores)
         k = conformal_rank(n, false_positive_rate)
-        composite, stage_a = self.scores.copy(), np.inf
-        if len(self.statistics_stage_a):
-            wanted = int(STAGE_A_SHARE * false_positive_rate * (len(self.statistics_stage_a) + 1))
-            if wanted >= 1:
-                stage_a = float(self.statistics_stage_a[-wanted])
-                refused = ~(self.stage_a_scores <= stage_a)
-                if refused.sum() < k:
-                    composite[refused] = np.inf
-                else:  # stage A alone would use up the whole budget on these data: leave the decision to the whole score
-                    stage_a = np.inf
-        value = float(np.sort(composite)[-k])
+        stage_a = np.inf
+        wanted = int(STAGE_A_SHARE * false_positive_rate * (len(self.statistics_stage_a) + 1))
+        if wanted >= 1:
+            stage_a = float(self.statistics_stage_a[-wanted])
+        refused = ~(self.stage_a_scores <= stage_a) if len(self.stage_a_scores) else np.zeros(n, bool)
+        # one ranking, fixed before calibration: what stage A refuses stands above everything else, by its stage-A score
+        if refused.sum() < k:
+            value = float(np.sort(np.where(refused, np.inf, self.scores))[-k])
+        else:
+            stage_a, value = float(np.sort(self.stage_a_scores[refused])[-k]), np.inf
         return Threshold(value, stage_a, false_positive_rate, n, k, beta_interval(k, n), self.biased)
 
 

@@ -40,6 +40,9 @@ class InputContract:
     grid: Literal["8bit", "none"] = "8bit"
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "shape", tuple(int(side) for side in self.shape)
+        )  # numpy integers would print otherwise, and change digests
         if len(self.shape) not in (1, 3) or any(side < 1 for side in self.shape):
             raise ConfigurationError(
                 f"contract shape must be (channels, height, width) or (features,) with positive sides, got {self.shape}: "

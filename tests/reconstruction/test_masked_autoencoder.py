@@ -72,21 +72,24 @@ def test_a_hidden_patch_cannot_influence_the_reconstruction():
     network = tiny()
     queries = torch.rand(2, 1, 8, 8, generator=generator())
     changed = queries.clone()
-    hidden = network.hidden_1.bool().expand_as(changed)
+    hidden = network.hidden_values[1].bool().expand_as(changed)
     changed[hidden] = torch.rand(int(hidden.sum()), generator=generator(1))
     torch.testing.assert_close(network.reconstruct_masked(queries)[:, 1], network.reconstruct_masked(changed)[:, 1], rtol=0, atol=0)
     assert not torch.equal(network.reconstruct_masked(queries)[:, 0], network.reconstruct_masked(changed)[:, 0])
 
 
 @torch.no_grad()
-def test_the_fixed_views_equal_the_random_path_with_the_same_visible_patches():
-    network = tiny()
-    queries = torch.rand(3, 1, 8, 8, generator=generator())
+@pytest.mark.parametrize(("shape", "patch"), [((1, 8, 8), 2), ((1, 10, 14), 2), ((21,), 2)])
+def test_the_fixed_views_equal_the_random_path_with_the_same_visible_patches(shape, patch):
+    network = tiny(shape, patch)
+    queries = torch.rand(3, *shape, generator=generator())
     patches = network._patches(queries)
+    partition = network.patcher.partition(PASSES)
+    masked = network.reconstruct_masked(queries)
     for index in range(PASSES):
-        visible = getattr(network, f"visible_{index}")
-        torch.testing.assert_close(network._paint(patches, visible), network._paint(patches, visible.expand(3, -1)), rtol=1e-5, atol=1e-6)
-    everything = torch.arange(16).expand(3, -1)
+        visible = torch.nonzero(partition == index).reshape(-1).expand(3, -1)
+        torch.testing.assert_close(masked[:, index], network._fold(network._paint(patches, visible), patches), rtol=1e-5, atol=1e-6)
+    everything = torch.arange(network.patcher.tokens).expand(3, -1)
     torch.testing.assert_close(network._paint(patches, None), network._paint(patches, everything), rtol=1e-5, atol=1e-6)
 
 

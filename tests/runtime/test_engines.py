@@ -20,7 +20,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("provider", available_providers(), ids=str)
 def test_every_engine_that_is_here_names_its_outputs_and_agrees_with_numpy(graph, provider):
-    run = open_graph(graph, provider, threads=1)
+    run = open_graph(graph, provider, ["labels", "logits"], threads=1)
     found, expected = run(ROWS), ROWS.reshape(5, 4) @ WEIGHTS
     assert set(found) == {"labels", "logits"}
     tolerance = 2e-2 if provider.precision == "bf16" else 1e-5
@@ -30,7 +30,7 @@ def test_every_engine_that_is_here_names_its_outputs_and_agrees_with_numpy(graph
 
 @pytest.mark.parametrize("provider", available_providers(), ids=str)
 def test_results_of_one_run_survive_the_next_and_batches_may_change_in_size(graph, provider):
-    run = open_graph(graph, provider, threads=1)
+    run = open_graph(graph, provider, ["logits"], threads=1)
     first = run(ROWS)["logits"]
     kept = first.copy()
     assert run(np.zeros((2, 1, 2, 2), np.float32))["logits"].shape == (2, 3)
@@ -39,14 +39,20 @@ def test_results_of_one_run_survive_the_next_and_batches_may_change_in_size(grap
 
 
 def test_without_a_number_of_threads_the_cores_of_this_process_are_used(graph):
-    assert np.allclose(open_graph(graph, REFERENCE)(ROWS)["logits"], ROWS.reshape(5, 4) @ WEIGHTS, atol=1e-5)
+    assert np.allclose(open_graph(graph, REFERENCE, ["logits"])(ROWS)["logits"], ROWS.reshape(5, 4) @ WEIGHTS, atol=1e-5)
 
 
 @pytest.mark.parametrize("provider", available_providers(), ids=str)
 def test_a_damaged_graph_is_refused_by_name_of_the_engine(graph, provider):
     for damaged in (b"", b"not a graph", graph[: len(graph) // 2]):
         with pytest.raises(ArtifactError, match=rf"artefact graph could not be opened by {provider}: "):
-            open_graph(damaged, provider, threads=1)
+            open_graph(damaged, provider, ["logits"], threads=1)
+
+
+@pytest.mark.parametrize("provider", available_providers(), ids=str)
+def test_an_output_that_the_graph_lacks_is_refused(graph, provider):
+    with pytest.raises(ArtifactError, match=rf"(?s)could not be opened by {provider}: .*error_full"):
+        open_graph(graph, provider, ["error_full"], threads=1)
 
 
 def test_the_reference_comes_first_and_always_runs():

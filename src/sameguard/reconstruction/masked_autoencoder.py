@@ -123,15 +123,18 @@ class MaskedAutoencoder(nn.Module):
         self.register_buffer("shift", torch.zeros(per_channel))
         self.register_buffer("scale", torch.ones(per_channel))
         partition = self.patcher.partition(PASSES)
-        for index in range(PASSES):
-            visible = torch.nonzero(partition == index).reshape(-1)
-            self.register_buffer(f"visible_{index}", visible, persistent=False)
-            order = torch.cat([visible, torch.nonzero(partition != index).reshape(-1)])
-            self.register_buffer(f"back_{index}", order.argsort(), persistent=False)  # (N,) undoes "visible first, hidden after"
-            hidden = (partition != index).float()[None, :, None].expand(1, -1, self.patcher.token_dim)
-            self.register_buffer(
-                f"hidden_{index}", self.patcher.unpatchify(hidden)[0].contiguous(), persistent=False
-            )  # (*input), 1 = hidden
+        hidden = (partition != torch.arange(PASSES).unsqueeze(1)).float()  # PASSES, N: 1 where a pass hides a patch
+        values = self.patcher.unpatchify(hidden.unsqueeze(-1).expand(-1, -1, self.patcher.token_dim)).contiguous()
+        self.register_buffer("hidden_values", values, persistent=False)  # PASSES, *input
+        weights = values.flatten(1) / values.flatten(1).sum(dim=1, keepdim=True) / PASSES
+        self.register_buffer(
+            "hidden_weights", weights.flatten(), persistent=False
+        )  # PASSES * input: mean over hidden values, then over passes
+        self.groups = _passes_by_size(partition)  # passes that show equally many patches run as one batch
+        for number, passes in enumerate(self.groups):
+            order = torch.stack([torch.argsort(hidden[index], stable=True) for index in passes])  # passes, N: visible first, hidden after
+            self.register_buffer(f"visible_{number}", order[:, : int((partition == passes[0]).sum())].contiguous(), persistent=False)
+            self.register_buffer(f"back_{number}", order.argsort(dim=1), persistent=False)  # passes, N: undoes that order
 
     def set_normalisation(self, inputs: Float[Tensor, "batch *input"]) -> None:
         """Fits shift and scale to training inputs: each channel's (feature's) mean and standard deviation, the latter at least 1e-3."""
@@ -171,8 +174,16 @@ class MaskedAutoencoder(nn.Module):
     def reconstruct_masked(self, queries: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch passes *input"]:
         """The `masked` view: one reconstruction for each of the four sets of visible patches."""
         patches = self._patches(queries)
-        painted = [self._paint(patches, getattr(self, f"visible_{index}")) for index in range(PASSES)]
-        return torch.stack([self._fold(one, patches) for one in painted], dim=1)
+        B, N, D = patches.shape  # batch, patches, values per patch
+        views: list[Tensor] = [patches] * PASSES
+        for number, passes in enumerate(self.groups):
+            painted = self._paint_fixed(patches, getattr(self, f"visible_{number}"), getattr(self, f"back_{number}"))  # B * passes, N, D
+            painted = painted.reshape(B, len(passes), N, D)
+            for position, index in enumerate(passes):
+                views[index] = painted[:, position]
+        repeated = patches.unsqueeze(1).expand(B, PASSES, N, D).reshape(B * PASSES, N, D)
+        images = self._fold(torch.stack(views, dim=1).reshape(B * PASSES, N, D), repeated)
+        return images.reshape(B, PASSES, *self.config.input_shape)
 
     def error_full(self, queries: Float[Tensor, "batch *input"], reconstruction: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch"]:
         """Mean squared error over all input values of each query: L_rec of the `full` view."""
@@ -182,12 +193,9 @@ class MaskedAutoencoder(nn.Module):
         self, queries: Float[Tensor, "batch *input"], reconstructions: Float[Tensor, "batch passes *input"]
     ) -> Float[Tensor, "batch"]:
         """Mean squared error over the hidden values of each pass, then over the passes: L_rec of the `masked` view."""
-        errors = []
-        for index in range(PASSES):
-            hidden = getattr(self, f"hidden_{index}")
-            error = self._squared_error(queries, reconstructions[:, index]) * hidden
-            errors.append(error.flatten(1).sum(dim=1) / hidden.sum())
-        return torch.stack(errors, dim=1).mean(dim=1)
+        squares = self._squared_error(queries.unsqueeze(1), reconstructions)  # B, PASSES, *input
+        # one weighted sum over a flat axis: reducing in two steps made OpenVINO 2026.4 return uninitialised memory at large batches
+        return (squares.flatten(1) * self.hidden_weights).sum(dim=1)
 
     # ------------------------------------------------------------------ parts
 
@@ -206,34 +214,41 @@ class MaskedAutoencoder(nn.Module):
         return (difference if len(self.config.input_shape) == 3 else difference / self.scale).square()
 
     def _paint(self, patches: Tensor, visible: Tensor | None) -> Tensor:
-        """Patches in standardised units, (B, N, D), from those visible: None (all), indices (V,) for all queries or (B, V) for each."""
-        B, N, _ = patches.shape  # batch, patches
-        tokens = self.embed(patches) + self.position if visible is None else self._visible_tokens(patches, visible)
-        encoded = self.bridge(
-            self.encoder(torch.cat([self.class_token.expand(B, -1, -1).to(tokens.dtype), tokens], dim=1))
-        )  # B, 1 + V, width
-        class_token, shown = encoded[:, :1], encoded[:, 1:]
-        if visible is not None:
-            shown = self._fill_hidden(shown, visible, N)
-        decoded = self.decoder(torch.cat([class_token, shown], dim=1) + self.decoder_position)
+        """Patches in standardised units, (B, N, D), painted from those visible: all of them (None), or indices (B, V) for each query."""
+        if visible is None:
+            return self._decode(*self._encode(self.embed(patches) + self.position))
+        rows = torch.arange(patches.shape[0], device=patches.device).unsqueeze(1)
+        class_token, shown = self._encode(self.embed(patches[rows, visible]) + self.position[0][visible])
+        index = visible.unsqueeze(-1).expand(-1, -1, shown.shape[-1])
+        filled = self.mask_token.to(shown.dtype).expand(patches.shape[0], patches.shape[1], -1).scatter(1, index, shown)
+        return self._decode(class_token, filled)
+
+    def _paint_fixed(self, patches: Tensor, visible: Tensor, back: Tensor) -> Tensor:
+        """Patches (B * P, N, D) from P fixed sets of visible ones (P, V); query by query, set by set. Constant gathers, fast in every engine."""
+        B, N, D = patches.shape  # batch, patches, values per patch
+        P, V = visible.shape  # sets, visible patches
+        tokens = self.embed(patches[:, visible.reshape(-1)].reshape(B, P, V, D)) + self.position[0][visible]  # B, P, V, width
+        class_token, shown = self._encode(tokens.reshape(B * P, V, -1))
+        filled = torch.cat([shown, self.mask_token.to(shown.dtype).expand(B * P, N - V, -1)], dim=1)  # B * P, N, width
+        flat = back + torch.arange(P, device=back.device).unsqueeze(1) * N  # P, N: positions in the P * N tokens of one query
+        filled = filled.reshape(B, P * N, -1)[:, flat.reshape(-1)].reshape(B * P, N, -1)
+        return self._decode(class_token, filled)
+
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token (B, 1, width) and the other tokens after the encoder, in the decoder's width."""
+        first = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        encoded = self.bridge(self.encoder(torch.cat([first, tokens], dim=1)))
+        return encoded[:, :1], encoded[:, 1:]
+
+    def _decode(self, class_token: Tensor, tokens: Tensor) -> Tensor:
+        decoded = self.decoder(torch.cat([class_token, tokens], dim=1) + self.decoder_position)
         return self.head(decoded[:, 1:])
 
-    def _visible_tokens(self, patches: Tensor, visible: Tensor) -> Tensor:
-        if visible.ndim == 1:
-            return self.embed(patches[:, visible]) + self.position[:, visible]
-        rows = torch.arange(len(patches), device=patches.device).unsqueeze(1)
-        return self.embed(patches[rows, visible]) + self.position[0][visible]  # B, V, width
 
-    def _fill_hidden(self, shown: Tensor, visible: Tensor, tokens: int) -> Tensor:
-        """Encoded visible tokens (B, V, width) put back in their places, the mask token in all others: (B, N, width)."""
-        mask_token = self.mask_token.to(shown.dtype)
-        if visible.ndim == 1:  # one fixed set for all queries: a concatenation and a constant gather, which every engine runs fast
-            return torch.cat([shown, mask_token.expand(shown.shape[0], tokens - visible.shape[0], -1)], dim=1)[:, self._back(visible)]
-        index = visible.unsqueeze(-1).expand(-1, -1, shown.shape[-1])
-        return mask_token.expand(shown.shape[0], tokens, -1).scatter(1, index, shown)
-
-    def _back(self, visible: Tensor) -> Tensor:
-        return next(getattr(self, f"back_{index}") for index in range(PASSES) if getattr(self, f"visible_{index}") is visible)
+def _passes_by_size(partition: Tensor) -> list[list[int]]:
+    """Passes grouped by how many patches they show, since only equal numbers stack into one batch."""
+    sizes = torch.bincount(partition, minlength=PASSES).tolist()
+    return [[index for index in range(PASSES) if sizes[index] == size] for size in sorted(set(sizes), reverse=True)]
 
 
 def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

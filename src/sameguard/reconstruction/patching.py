@@ -54,8 +54,13 @@ class ImagePatcher:
         return queries.reshape(-1, C, R * P, Q * P)[:, :, :H, :W]
 
     def partition(self, passes: int) -> Tensor:
-        """(N,) the pass in [0, passes) that shows each patch: (row - column) mod passes, so that every row and column is spread."""
+        """(N,) the pass in [0, passes) that shows each patch: (row - column) mod passes, so that every row and column is spread.
+
+        A grid too small for that to use every pass (2x2) is counted through instead.
+        """
         row, column = torch.meshgrid(torch.arange(self.rows), torch.arange(self.columns), indexing="ij")
+        if self.rows + self.columns - 1 < passes:
+            return torch.arange(self.tokens) % passes
         return ((row - column) % passes).reshape(-1)
 
 

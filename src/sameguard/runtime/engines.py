@@ -5,7 +5,7 @@ An engine plus a precision is one *provider*; thresholds belong to the provider 
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,16 +61,27 @@ def require(provider: Provider) -> None:
         )
 
 
-def open_graph(content: bytes, provider: Provider, threads: int | None = None) -> Run:
-    """A function that runs one graph. threads: None takes all cores that this process may use."""
-    threads = threads or len(os.sched_getaffinity(0))
+def open_graph(content: bytes, provider: Provider, outputs: Sequence[str], threads: int | None = None) -> Run:
+    """A function that runs one graph and returns these outputs by name. threads: None takes all cores that this process may use.
+
+    Raises ArtifactError where the graph cannot be opened or lacks an output.
+    """
+    threads = threads or _usable_cores()
     try:
-        return _onnxruntime(content, threads) if provider.engine == "onnxruntime" else _openvino(content, provider.precision, threads)
+        return (
+            _onnxruntime(content, outputs, threads)
+            if provider.engine == "onnxruntime"
+            else _openvino(content, outputs, provider.precision, threads)
+        )
     except Exception as error:
         raise ArtifactError(f"artefact graph could not be opened by {provider}: {type(error).__name__}: {error}") from error
 
 
-def _onnxruntime(content: bytes, threads: int) -> Run:
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _onnxruntime(content: bytes, outputs: Sequence[str], threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,7 +90,10 @@ def _onnxruntime(content: bytes, threads: int) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     (graph_input,) = session.get_inputs()
-    names = [output.name for output in session.get_outputs()]
+    names = list(outputs)
+    missing = set(names) - {output.name for output in session.get_outputs()}
+    if missing:
+        raise ValueError(f"no output {', '.join(sorted(missing))}")
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {graph_input.name: batch}), strict=True))
@@ -87,7 +101,7 @@ def _onnxruntime(content: bytes, threads: int) -> Run:
     return run
 
 
-def _openvino(content: bytes, precision: str, threads: int) -> Run:
+def _openvino(content: bytes, outputs: Sequence[str], precision: str, threads: int) -> Run:
     core = _openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
@@ -96,11 +110,11 @@ def _openvino(content: bytes, precision: str, threads: int) -> Run:
     }
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
     request = compiled.create_infer_request()
-    outputs = [(index, next(iter(port.get_names()))) for index, port in enumerate(compiled.outputs)]
+    ports = {name: compiled.output(name) for name in outputs}  # by name: a port may carry several
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         request.infer({0: batch})
-        return {name: request.get_output_tensor(index).data.copy() for index, name in outputs}
+        return {name: request.get_tensor(port).data.copy() for name, port in ports.items()}
 
     return run
 

@@ -115,7 +115,8 @@ class TwoStageScorer:
         error_full, error_masked: mean squared reconstruction error in input units squared (Eq. 6's first item). deviation_*: see
         `deviations`. The rest: see `texture_terms`. Each row is independent of the other rows.
         """
-        queries = self.contract.canonicalise(queries)
+        if len(queries) == 0:
+            self.contract.canonicalise(queries)  # says what is wrong with it
         self._check_answers(len(queries), victim_probs)  # of the whole batch: a slice of too many answers would look right
         parts = []
         for start in range(0, len(queries), SCORING_BATCH):
