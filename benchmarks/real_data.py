@@ -187,6 +187,7 @@ def main(
     seed: int = 0,
     masked_auxiliary: bool = True,
     compile: bool = False,
+    epochs: int | None = None,
 ) -> None:
     """One data set, one seed."""
     global COMPILE, EPOCHS

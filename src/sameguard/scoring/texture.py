@@ -27,13 +27,13 @@ def texture_terms(queries: Queries, contract: InputContract) -> Terms:
     flat = queries.reshape(len(queries), -1).astype(np.float64)
     return {
         "laplacian_mean": laplacian.mean(axis=1),
-        "laplacian_p20": laplacian[:, int(0.2 * (laplacian.shape[1] - 1))],
+        "laplacian_p20": laplacian[:, int(0.2 * (laplacian.shape[1] - 1))].copy(),  # a view would keep the whole array alive
         "total_variation": _total_variation(queries),
         "mean": flat.mean(axis=1),
         "contrast": flat.std(axis=1),
         "compressed_size": np.array([len(zlib.compress(row.tobytes(), 6)) for row in levels], np.float64),
-        "share_black": share[:, 0],
-        "share_white": share[:, GRID_LEVELS],
+        "share_black": share[:, 0].copy(),
+        "share_white": share[:, GRID_LEVELS].copy(),
         "share_faint": share[:, 1 : FAINT + 1].sum(axis=1),
         "distinct_levels": (histogram > 0).sum(axis=1).astype(np.float64),
         "histogram_entropy": -(share * logarithm).sum(axis=1),
