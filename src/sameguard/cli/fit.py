@@ -42,6 +42,7 @@ def fit_command(
     rate: RateOption = 0.05,
     preset: Annotated[str, typer.Option("--preset", help="cpu, paper or released.")] = "cpu",
     epochs: Annotated[int | None, typer.Option(help="Epochs of the autoencoder, instead of the preset's.")] = None,
+    auxiliary_epochs: Annotated[int | None, typer.Option(help="Epochs of the auxiliary model, instead of the preset's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Batch of the autoencoder, instead of the preset's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the autoencoder, instead of the preset's.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Patch side (features per patch for vectors), instead of the preset's.")] = None,
@@ -73,10 +74,7 @@ def fit_command(
         raise ConfigurationError(f"--out {out} must be new or empty, got a directory with content: choose another, or pass --overwrite.")
     train, benign_queries = train_and_benign(data, data_root, held_out, benign)
     black_box = load_victim(victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
-    detector = torch_backed.SAME(black_box.contract, black_box.classes, share=share, preset_name=preset, autoencoder=None)
-    if patch_size is not None:
-        sizes = dataclasses.replace(detector.autoencoder_config, patch_size=patch_size)
-        detector = torch_backed.SAME(black_box.contract, black_box.classes, share=share, preset_name=preset, autoencoder=sizes)
+    detector = _detector(torch_backed, black_box, preset, share, patch_size, auxiliary_epochs)
     changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     config = detector.preset.fit.with_(
         seed=seed, device=device, precision=precision, compile=compile,
@@ -112,6 +110,19 @@ def fit_command(
         )
         return
     _calibrate_and_print(scorer, benign_queries, black_box, rate, engine, seed, from_training_data=False)
+
+
+def _detector(torch_backed, victim: BlackBox, preset: str, share: str, patch_size: int | None, auxiliary_epochs: int | None):
+    """The preset's detector with what the flags change."""
+    chosen = torch_backed.preset(preset, victim.contract.shape, victim.classes)
+    sizes = chosen.autoencoder if patch_size is None else dataclasses.replace(chosen.autoencoder, patch_size=patch_size)
+    auxiliary = chosen.auxiliary
+    if auxiliary_epochs is not None:
+        warmup = min(auxiliary.fit.warmup_epochs, auxiliary_epochs)
+        auxiliary = dataclasses.replace(auxiliary, fit=auxiliary.fit.with_(epochs=auxiliary_epochs, warmup_epochs=warmup))
+    return torch_backed.SAME(
+        victim.contract, victim.classes, share=share, preset_name=preset, autoencoder=sizes, auxiliary_config=auxiliary
+    )
 
 
 def calibrate_command(
@@ -186,8 +197,9 @@ class _training_parts:
     def __init__(self) -> None:
         try:
             from sameguard.cli.progress import stage_bars
-            from sameguard.detectors import SAME
+            from sameguard.detectors import SAME, preset
             from sameguard.training import RunControl, TrainingPausedError
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"fit needs {error.name}, which is not installed: pip install 'sameguard[train]'.") from error
-        self.SAME, self.RunControl, self.TrainingPausedError, self.stage_bars = SAME, RunControl, TrainingPausedError, stage_bars
+        self.SAME, self.preset, self.RunControl = SAME, preset, RunControl
+        self.TrainingPausedError, self.stage_bars = TrainingPausedError, stage_bars
