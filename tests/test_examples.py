@@ -18,7 +18,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_an_example_runs_and_prints_its_result(name, expected, tmp_path):
     path = ROOT / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) < 60
-    done = subprocess.run([sys.executable, str(path), str(tmp_path / "guard")], capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(path), str(tmp_path / "guard")], capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
     assert (tmp_path / "guard" / "manifest.json").exists()
@@ -33,7 +35,8 @@ def test_the_readmes_python_is_the_example_that_is_tested():
 
 
 def test_every_command_in_the_documents_exists_with_its_options():
-    commands = {line.strip() for document in DOCUMENTS for line in re.findall(r"^\s*(sameguard [a-z].*)$", document.read_text(), re.MULTILINE)}
+    blocks = "".join(block for document in DOCUMENTS for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL))
+    commands = {line.strip() for line in blocks.splitlines() if line.startswith("sameguard ")}
     assert len(commands) >= 5
     for command in commands:
         words = command.split("#")[0].split()[1:]
