@@ -251,9 +251,7 @@ def _shown(same: SAME, scorer: Scorer, victim: TorchVictim, threshold: Threshold
     answers = victim.answer(queries)
     scores = scorer.combined_score(reconstruction, scorer.deviation(reconstruction, answers))
     first = reconstruction.take(np.arange(min(SHOWN, len(queries))))
-    hidden = np.stack(
-        [getattr(same.autoencoder, f"hidden_{index}").numpy() for index in range(first.views["masked"].shape[1])]
-    )  # (4, *input)
+    hidden = same.autoencoder.hidden_values.numpy()  # (4, *input), 1 where a pass did not see the pixel
     share = hidden / hidden.sum(axis=0)  # each pixel counts in the passes that did not see it
     passes = first.views["masked"]  # (shown, 4, *input)
     return Shown(
