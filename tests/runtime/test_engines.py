@@ -1,5 +1,8 @@
 """Engines: every provider runs the same graph to the same numbers, and what cannot run says what to do."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -103,3 +106,21 @@ def test_names_of_engines_are_read(name, provider):
 def test_other_names_are_refused(name):
     with pytest.raises(ConfigurationError, match=f"engine must be auto, onnxruntime, openvino, .* got '{name}'"):
         parse_provider(name)
+
+
+@pytest.mark.skipif(len(available_providers()) == 1, reason="openvino is not installed")
+def test_a_signal_after_many_engines_were_opened_and_dropped_is_harmless(graph, tmp_path):
+    (tmp_path / "graph.onnx").write_bytes(graph)
+    script = (
+        "import gc, os, pathlib, signal, numpy as np\n"
+        "from sameguard.runtime.engines import available_providers, open_graph\n"
+        f"content = pathlib.Path({str(tmp_path / 'graph.onnx')!r}).read_bytes()\n"
+        "for _ in range(4):\n"
+        "    runs = [open_graph(content, provider, ['logits'], 1) for provider in available_providers()]\n"
+        "    [run(np.ones((2, 1, 2, 2), np.float32)) for run in runs]\n"
+        "    runs.pop(); gc.collect(); del runs; gc.collect()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr

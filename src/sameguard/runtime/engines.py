@@ -6,6 +6,7 @@ An engine plus a precision is one *provider*; thresholds belong to the provider 
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,10 @@ def _openvino(content: bytes, outputs: Sequence[str], precision: str, threads: i
     return run
 
 
+@cache
 def _openvino_core():
+    """One Core for the process. Each one installs an alternate signal stack and, when destroyed out of order, leaves the thread on one
+    that is freed: the next signal (Ctrl-C) is then a segmentation fault (seen with OpenVINO 2026.4.1)."""
     import openvino
 
     return openvino.Core()
