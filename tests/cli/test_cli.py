@@ -78,6 +78,14 @@ def test_score_flags_noise_and_writes_every_row(guard, folder):
     assert np.load(folder / "rows.npz")["score"].shape == (7,)
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(guard, folder):
+    (folder / "file").write_text("not a folder")
+    done = call("score", guard, "--victim", folder / "model.onnx", "--data", folder / "queries.npz", "--out", folder / "file" / "rows.csv")
+    assert done.exit_code == 2
+    assert "error: " in done.output
+    assert "Traceback" not in done.output
+
+
 def test_score_takes_another_rate_from_the_stored_scores(guard, folder):
     arguments = ("score", guard, "--victim", folder / "model.onnx", "--data", folder / "benign.npz", "--json")
     strict, loose = (json.loads(call(*arguments, "--rate", rate).stdout) for rate in (0.02, 0.3))

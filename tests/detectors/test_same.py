@@ -1,4 +1,5 @@
 import copy
+import io
 import threading
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_checkpoints_of_other_data_are_refused(digits, victim, tmp_path):
     fewer = digits.train.take(np.arange(len(digits.train) - 1))
     with pytest.raises(TrainingError, match="must come from the same training data"):
         quick_same(digits).fit(fewer, victim, QUICK, control=RunControl(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("name", ["answers", "reconstructions"])
+def test_a_damaged_or_foreign_intermediate_array_is_refused_on_resume(digits, victim, tmp_path, name):
+    fit(quick_same(digits), digits, victim, control=RunControl(tmp_path))
+    path = tmp_path / f"{name}.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:90])
+    with pytest.raises(TrainingError, match=rf"{name}.npy must be a readable array of an earlier run, got ValueError: delete it"):
+        quick_same(digits).fit(digits.train, victim, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path, resume=True))
+    np.save(path, np.load(io.BytesIO(whole))[:-1])
+    with pytest.raises(TrainingError, match=rf"{name}.npy must hold \d+ rows"):
+        quick_same(digits).fit(digits.train, victim, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path, resume=True))
 
 
 @pytest.mark.parametrize("target", ["victim_mse", "victim_kl", "labels_ce"])

@@ -25,7 +25,7 @@ class _Group(TyperGroup):
             warnings.simplefilter("always", UserWarning)
             try:
                 return super().invoke(ctx)
-            except SameguardError as error:
+            except (SameguardError, OSError) as error:  # OSError: a full disk, a missing folder, a file that may not be written
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from error
 

@@ -105,7 +105,7 @@ class SAME(TwoStageScorer):
         victim.check(_canonical(data[:4]))
         began = time.monotonic()
         self.autoencoder = self._fit_autoencoder(data[fitted], config, control)
-        answers = self._stored(control, "answers", lambda: self._answers(victim, data, control))
+        answers = self._stored(control, "answers", len(data), lambda: self._answers(victim, data, control))
         self._fit_auxiliary(victim, data[fitted], answers[fitted], None if labels is None else labels[fitted], config, control)
         held_out = self.contract.canonicalise(benign[:HELD_OUT_LIMIT]) if benign is not None else _canonical(data[aside])
         agreement = self.agreement(held_out, victim)
@@ -160,7 +160,7 @@ class SAME(TwoStageScorer):
         inputs: np.ndarray = data
         transform = None
         if chosen.view == "full":
-            inputs = self._stored(control, "reconstructions", lambda: self._reconstructions(data, config.device, control))
+            inputs = self._stored(control, "reconstructions", len(data), lambda: self._reconstructions(data, config.device, control))
         else:
             autoencoder = self.autoencoder
 
@@ -246,11 +246,11 @@ class SAME(TwoStageScorer):
 
         return _in_chunks("reconstructions", len(data), 256, chunk, control)
 
-    def _stored(self, control: RunControl, name: str, make: Any) -> np.ndarray:
+    def _stored(self, control: RunControl, name: str, rows: int, make: Any) -> np.ndarray:
         """An intermediate array, kept beside the checkpoints so that a resumed fit does not make it again."""
         path = None if control.checkpoint_dir is None else Path(control.checkpoint_dir) / f"{name}.npy"
         if path is not None and control.resume and path.exists():
-            return np.load(path, allow_pickle=False)
+            return _read_stored(path, rows)
         made = make()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -314,6 +314,18 @@ def _canonical(data: np.ndarray) -> Queries:
 
 def _digests(contract: InputContract, data: np.ndarray) -> np.ndarray:
     return np.concatenate([contract.digests(_canonical(data[start : start + 4096])) for start in range(0, len(data), 4096)])
+
+
+def _read_stored(path: Path, rows: int) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TrainingError(
+            f"{path} must be a readable array of an earlier run, got {type(error).__name__}: delete it to make it again."
+        ) from error
+    if len(found) != rows:
+        raise TrainingError(f"{path} must hold {rows} rows, one for each training row, got {len(found)}: delete it to make it again.")
+    return found
 
 
 def _bind_to_data(control: RunControl, keys: np.ndarray) -> None:
