@@ -127,6 +127,13 @@ def test_a_checkpoint_of_other_settings_is_refused_and_names_them(tmp_path):
         run(RunControl(tmp_path, resume=True), CONFIG.with_(learning_rate=0.02))
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    run(RunControl(tmp_path))
+    other = nn.Linear(2, 1)
+    with pytest.raises(TrainingError, match="must hold this network's weights"):
+        train(other, lambda *_: other(torch.ones(1, 2)).sum(), 40, CONFIG, RunControl(tmp_path, resume=True), stage="line")
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     run(RunControl(tmp_path))
     path = tmp_path / "line.checkpoint"

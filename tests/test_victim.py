@@ -310,3 +310,8 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InvalidVictimError, match=r"victim.onnx must be a readable ONNX graph"):
         from_onnx(path)
+
+
+def test_probabilities_declared_as_logits_are_refused_before_a_second_softmax_flattens_them():
+    with pytest.raises(InvalidVictimError, match=r"declared to return logits, got rows that are >= 0 and sum to 1: declare output='probs'"):
+        checked_probs(np.array([[0.9, 0.1], [0.2, 0.8]]), 2, 2, "logits")

@@ -374,8 +374,13 @@ def _restore(
         old, new = json.loads(stored), json.loads(fingerprint)
         changed = ", ".join(f"{key}: {old.get(key)} then, {new.get(key)} now" for key in new if old.get(key) != new.get(key))
         raise TrainingError(f"checkpoint {path} must come from the same run, got other settings ({changed}): delete it to start again.")
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"checkpoint {path} must hold this network's weights, got another network's: delete it to start again."
+        ) from error
     generator.set_state(content["generator"])
     state.step, state.loss_sum = content["step"], content["loss_sum"]
     state.epoch_losses, state.snapshots = content["epoch_losses"], content["snapshots"]

@@ -96,6 +96,10 @@ def checked_probs(answer: np.ndarray, rows: int, classes: int, output: Output, n
             f"{name} must return finite {output}, got NaN or infinity in {int((~np.isfinite(answer)).any(1).sum())} rows."
         )
     if output == "logits":
+        if answer.min() >= 0 and np.abs(answer.sum(axis=1) - 1).max() <= 1e-4:
+            raise InvalidVictimError(
+                f"{name} is declared to return logits, got rows that are >= 0 and sum to 1: declare output='probs' (--output probs)."
+            )
         exponentials = np.exp(answer - answer.max(axis=1, keepdims=True))
         return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
     if answer.min() < 0:

@@ -137,6 +137,20 @@ def test_a_stopped_fit_resumes_to_the_same_terms(digits, victim, tmp_path):
         np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
 
 
+def test_checkpoints_of_another_victim_are_refused(digits, victim, tmp_path):
+    fit(quick_same(digits), digits, victim, control=RunControl(tmp_path))
+    other = BlackBox(lambda raw: np.eye(10)[np.zeros(len(raw), int)], digits.contract, classes=10)
+    with pytest.raises(TrainingError, match="must come from the same victim"):
+        quick_same(digits).fit(digits.train, other, QUICK, control=RunControl(tmp_path, resume=True))
+
+
+def test_a_frozen_victim_gets_an_auxiliary_that_learns(digits, victim):
+    frozen_module = copy.deepcopy(victim.module).requires_grad_(False)
+    for share in ("none", "trunk"):
+        same = fit(quick_same(digits, share=share), digits, TorchVictim(frozen_module, digits.contract, classes=10))
+        assert same.auxiliary.head[-1].weight.requires_grad
+
+
 def test_checkpoints_of_other_data_are_refused(digits, victim, tmp_path):
     fit(quick_same(digits), digits, victim, control=RunControl(tmp_path))
     fewer = digits.train.take(np.arange(len(digits.train) - 1))

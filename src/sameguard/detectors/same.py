@@ -98,11 +98,15 @@ class SAME(TwoStageScorer):
         config = config or self.preset.fit
         if victim.contract != self.contract or victim.classes != self.classes:
             raise ConfigurationError("victim and detector must share contract and classes: build both from one InputContract.")
+        if self.share == "trunk" and not isinstance(victim, TorchVictim):
+            raise ConfigurationError("share trunk needs a TorchVictim, got a victim without a module: use share='none'.")
+        if benign is not None:
+            benign = self.contract.canonicalise(benign)  # wrong shapes are refused before hours of training
         data, labels = self._prepared(train_data)
         fitted, aside = self._rows(len(data), benign, config.seed)
         keys = short_digests(_digests(self.contract, data))
-        _bind_to_data(control, keys)
-        victim.check(_canonical(data[:4]))
+        first = victim.answer(_canonical(data[:32]))
+        _bind(control, keys, victim, first)
         began = time.monotonic()
         self.autoencoder = self._fit_autoencoder(data[fitted], config, control)
         answers = self._stored(control, "answers", len(data), lambda: self._answers(victim, data, control))
@@ -188,13 +192,12 @@ class SAME(TwoStageScorer):
 
     def _new_auxiliary(self, victim_module: nn.Module | None, seed: int) -> nn.Module:
         if self.share == "trunk":
-            if victim_module is None:
-                raise ConfigurationError("share trunk needs a TorchVictim, got a victim without a module: use share='none'.")
             return share_trunk(victim_module)
         with seeded(seed + 1):
             if self.auxiliary is not None:
                 return _reset(copy.deepcopy(self.auxiliary))
-            if victim_module is not None and self.contract.raw_shape == self.contract.shape and self._plain_inputs():
+            scripted = isinstance(victim_module, torch.jit.ScriptModule)  # cannot be built anew from a copy
+            if victim_module is not None and not scripted and self.contract.raw_shape == self.contract.shape and self._plain_inputs():
                 return _reset(copy.deepcopy(victim_module))
             return default_auxiliary(self.contract.shape, self.classes, self.preset.name)
 
@@ -328,17 +331,23 @@ def _read_stored(path: Path, rows: int) -> np.ndarray:
     return found
 
 
-def _bind_to_data(control: RunControl, keys: np.ndarray) -> None:
-    """Ties a checkpoint directory to its training data: a resume with other data must not mix two runs."""
+def _bind(control: RunControl, keys: np.ndarray, victim: BlackBox, answers: np.ndarray) -> None:
+    """Ties a checkpoint directory to its training data and its victim: a resume with others must not mix two runs.
+
+    The victim is known by its contract, its declared output and its first answers, to two decimals, so that another number of threads
+    does not make it another victim.
+    """
     if control.checkpoint_dir is None:
         return
-    path, digest = Path(control.checkpoint_dir) / "data.sha256", hashlib.sha256(keys.tobytes()).hexdigest()
-    if control.resume and path.exists() and path.read_text().strip() != digest:
-        raise TrainingError(
-            f"checkpoints in {control.checkpoint_dir} must come from the same training data, got others: delete them to start again."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(digest)
+    known = f"{victim.contract} {victim.classes} {victim.output}".encode() + (np.round(answers, 2) + 0.0).tobytes()
+    for name, what, content in (("data", "training data", keys.tobytes()), ("victim", "victim", known)):
+        path, digest = Path(control.checkpoint_dir) / f"{name}.sha256", hashlib.sha256(content).hexdigest()
+        if control.resume and path.exists() and path.read_text().strip() != digest:
+            raise TrainingError(
+                f"checkpoints in {control.checkpoint_dir} must come from the same {what}, got another: delete them to start again."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(digest)
 
 
 def _in_chunks(stage: str, rows: int, size: int, chunk: Any, control: RunControl) -> np.ndarray:
@@ -362,6 +371,7 @@ def _reset(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+    network.requires_grad_(True)  # a victim in service is often frozen; its twin has to learn
     if hasattr(network, "reset"):
         network.reset()
     return network

@@ -18,7 +18,7 @@ def share_trunk(victim: nn.Module) -> nn.Module:
 
     Raises ConfigurationError where the victim has no trunk to share.
     """
-    auxiliary = copy.deepcopy(victim)
+    auxiliary = copy.deepcopy(victim).requires_grad_(True)
     linears = [name for name, module in victim.named_modules() if isinstance(module, nn.Linear)]
     head = linears[-1] if linears else None
     shared = 0
