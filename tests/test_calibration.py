@@ -395,7 +395,7 @@ def test_what_the_benign_data_cannot_support_is_refused(rows, settings, message)
         (np.zeros((0, 1, 4, 4), np.float32), "at least one query, got 0"),
         (np.full((120, 1, 4, 4), np.nan, np.float32), "must be finite, got NaN or infinity in row 0 of 120"),
         (np.zeros((120, 4, 4), np.float32), r"must be \(batch, 1, 4, 4\), got \(120, 4, 4\)"),
-        (np.zeros((120, 1, 4, 4), np.uint8), "must be float32, got uint8: divide 8-bit images by 255 first"),
+        (np.zeros((120, 1, 4, 4), np.uint8), "must be float32, got uint8: what clients send goes through contract.decode"),
     ],
 )
 def test_benign_queries_that_break_the_contract_are_refused(benign, message):

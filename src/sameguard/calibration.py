@@ -235,6 +235,15 @@ def conformal_rank(n: int, false_positive_rate: float) -> int:
     return k
 
 
+def check_supported(benign: int, false_positive_rate: float, statistics_fraction: float = 0.5) -> None:
+    """Raises CalibrationError where this many benign queries, split in two roles, cannot support the rate."""
+    calibration = benign - round(statistics_fraction * benign)
+    try:
+        conformal_rank(calibration, false_positive_rate)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} Of {benign} benign queries, {benign - calibration} serve as statistics.") from error
+
+
 def queries_needed(false_positive_rate: float) -> int:
     """The smallest calibration set that supports a rate: ceil(1 / rate - 1)."""
     return int(np.ceil(1.0 / false_positive_rate - 1.0 - 1e-9))

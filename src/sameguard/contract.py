@@ -156,7 +156,9 @@ class InputContract:
         """
         queries = np.asarray(queries)
         if queries.dtype not in (np.float32, np.float64):
-            raise InvalidQueryError(f"canonical queries must be float32, got {queries.dtype.name}: divide 8-bit images by 255 first.")
+            raise InvalidQueryError(
+                f"canonical queries must be float32, got {queries.dtype.name}: what clients send goes through contract.decode(raw) first."
+            )
         if queries.ndim < 1 or queries.shape[1:] != self.shape:
             raise InvalidQueryError(f"query shape must be (batch, {', '.join(map(str, self.shape))}), got {queries.shape}.")
         if len(queries) == 0:

@@ -163,6 +163,9 @@ def test_a_time_budget_stops_cleanly_and_resume_finishes(folder, tmp_path):
     assert "the time budget is spent" in stopped.output
     assert "--resume" in stopped.output
     assert not (tmp_path / "guard").exists()
+    forgotten = call(*arguments)
+    assert forgotten.exit_code == 2
+    assert "go on with --resume" in forgotten.output
     resumed = call(*arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert (tmp_path / "guard" / "manifest.json").exists()
@@ -220,13 +223,19 @@ def test_named_data_and_a_held_out_share_calibrate(folder, tmp_path):
         (("--held-out", "1.5"), r"must be in [0, 1)"),
         (("--preset", "fast"), "preset must be one of"),
         (("--precision", "fp8"), "precision must be auto, fp32 or bf16"),
+        (("--rate", "0.0001"), "serve as statistics"),
+        (("--engine", "tensorrt"), "engine must be auto"),
+        (("--snapshot-epochs", "a"), "must be comma-separated whole numbers"),
         (("--share", "trunk"), "share trunk needs a TorchVictim"),
         (("--patch-size", "9"), "patch_size must be in"),
         (("--mean", "a,b", "--std", "1"), "must be comma-separated numbers"),
     ],
 )
 def test_bad_settings_end_in_one_sentence_and_exit_code_2(folder, tmp_path, changes, message):
-    done = call("fit", "--victim", folder / "model.onnx", "--data", folder / "train.npz", "--out", tmp_path / "guard", *SHORT, *changes)
+    benign = () if "--held-out" in changes else ("--benign", folder / "benign.npz")
+    done = call(
+        "fit", "--victim", folder / "model.onnx", "--data", folder / "train.npz", *benign, "--out", tmp_path / "guard", *SHORT, *changes
+    )
     assert done.exit_code == 2, done.output
     assert message in done.output
     assert "Traceback" not in done.output

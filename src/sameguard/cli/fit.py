@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sameguard.calibration import Threshold, calibrate
+from sameguard.calibration import Threshold, calibrate, check_supported
 from sameguard.cli.sources import (
     BenignOption,
     ClassesOption,
@@ -26,6 +26,7 @@ from sameguard.cli.sources import (
 )
 from sameguard.errors import ConfigurationError
 from sameguard.runtime import Scorer, choose_engine
+from sameguard.runtime.engines import parse_provider, require
 from sameguard.victim import BlackBox
 
 RateOption = Annotated[float, typer.Option("--rate", help="False-positive rate: the share of benign queries that may be flagged.")]
@@ -72,17 +73,25 @@ def fit_command(
     torch_backed = _training_parts()
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"--out {out} must be new or empty, got a directory with content: choose another, or pass --overwrite.")
+    work = work or out.with_name(f"{out.name}.work")
+    if not (resume or overwrite) and any(work.glob("*.checkpoint")):
+        raise ConfigurationError(
+            f"{work} holds checkpoints of another fit: go on with --resume, start anew with --overwrite, or name another --work."
+        )
+    if engine != "auto":
+        require(parse_provider(engine))
     train, benign_queries = train_and_benign(data, data_root, held_out, benign)
+    if benign_queries is not None:  # what cannot be calibrated afterwards is refused before hours of training
+        check_supported(len(benign_queries), rate)
     black_box = load_victim(victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
     detector = _detector(torch_backed, black_box, preset, share, patch_size, auxiliary_epochs)
     changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     config = detector.preset.fit.with_(
         seed=seed, device=device, precision=precision, compile=compile,
-        snapshot_epochs=tuple(int(part) for part in snapshot_epochs.split(",") if part),
+        snapshot_epochs=_epochs(snapshot_epochs),
         **{name: value for name, value in changes.items() if value is not None},
         **({"warmup_epochs": min(detector.preset.fit.warmup_epochs, float(epochs))} if epochs is not None else {}),
     )  # fmt: skip
-    work = work or out.with_name(f"{out.name}.work")
     with torch_backed.stage_bars() as bars:
         control = torch_backed.RunControl(
             work, resume, checkpoint_seconds, progress=bars, log=lambda message: typer.echo(message, err=True)
@@ -103,6 +112,7 @@ def fit_command(
             f"memory: victim {sizes['victim']:,} bytes, auxiliary {sizes['auxiliary']:,}, both together {sizes['together']:,} (share {share})"
         )
     typer.echo(f"artefact: {out}")
+    typer.echo(f"checkpoints and reconstructions of the training data stay in {work}: delete it when the fit is done with")
     if benign_queries is None:
         typer.echo(
             "Not calibrated: there are no benign queries that the victim has not trained on. Give some:\n"
@@ -110,6 +120,13 @@ def fit_command(
         )
         return
     _calibrate_and_print(scorer, benign_queries, black_box, rate, engine, seed, from_training_data=False)
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise ConfigurationError(f"--snapshot-epochs must be comma-separated whole numbers, got {text!r}.") from error
 
 
 def _detector(torch_backed, victim: BlackBox, preset: str, share: str, patch_size: int | None, auxiliary_epochs: int | None):
