@@ -5,28 +5,33 @@ the victim it learns from refusals alone. Choosing the queries is each attack's 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
+from sameguard.data import Split
 from sameguard.endpoint import Endpoint
-from sameguard.errors import ConfigurationError
+from sameguard.errors import ConfigurationError, InvalidDataError
 from sameguard.networks import fit_classifier, predict_logits
 from sameguard.shapes import Flags, Probs, Queries
 from sameguard.training import FitConfig, RunControl, seeded
 
 ASK_BATCH = 64
+LABELS = ("soft", "hard")  # what the thief learns from: the probabilities, or only the class that they name
+SUBSTITUTE_FIT = FitConfig(epochs=60, batch_size=64, learning_rate=1e-3, weight_decay=1e-4, precision="fp32")
 
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
     """What an attack ended with.
 
-    queries: as sent, canonical and on the contract's grid, in order. probs: the answers, NaN where withheld. answered: False where the
-    query was refused. used: queries spent, refused ones too. substitute: in eval mode; its initial weights where nothing was answered.
+    queries: as sent, canonical and on the contract's grid, in order. probs: what the thief learnt from (one-hot under `hard` labels), NaN
+    where withheld. answered: False where the query was refused. used: queries spent, refused ones too. substitute: in eval mode; its
+    initial weights where nothing was answered. natural: True where the query is an unmodified image of the thief's own (JBDA's seeds),
+    None where the attack draws no such line. notes: what a report should say of this run, such as {"generator_steps": 5}.
     """
 
     substitute: nn.Module
@@ -34,6 +39,8 @@ class Extraction:
     probs: Probs
     answered: Flags
     used: int
+    natural: Flags | None = None
+    notes: dict[str, float | int | str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -70,11 +77,54 @@ def resolve_budget(endpoint: Endpoint, budget: int | None) -> int:
     return budget
 
 
-def ask(endpoint: Endpoint, queries: Queries, batch_size: int = ASK_BATCH) -> tuple[Queries, Probs, Flags]:
-    """Queries as sent, and the answers to them, asked in batches."""
+def ask(endpoint: Endpoint, queries: Queries, batch_size: int = ASK_BATCH, labels: str = "soft") -> tuple[Queries, Probs, Flags]:
+    """Queries as sent, and the answers to them, asked in batches; one-hot rows under `hard` labels, NaN where withheld."""
     queries = endpoint.contract.canonicalise(queries)
     answers = [endpoint.query(queries[start : start + batch_size]) for start in range(0, len(queries), batch_size)]
-    return queries, np.concatenate([part.probs for part in answers]), np.concatenate([part.answered for part in answers])
+    probs, answered = np.concatenate([part.probs for part in answers]), np.concatenate([part.answered for part in answers])
+    return queries, hardened(probs, answered) if labels == "hard" else probs, answered
+
+
+def hardened(probs: Probs, answered: Flags) -> Probs:
+    """One-hot of the class that each answer names: all that an API with labels only gives away."""
+    hard = np.full_like(probs, np.nan)
+    hard[answered] = np.eye(probs.shape[1], dtype=np.float32)[probs[answered].argmax(axis=1)]
+    return hard
+
+
+def check_labels(labels: str) -> str:
+    """`labels`, if it is soft or hard. Raises ConfigurationError otherwise."""
+    if labels not in LABELS:
+        raise ConfigurationError(f"labels must be soft or hard, got {labels!r}.")
+    return labels
+
+
+def inputs_of(proxy: Split | np.ndarray) -> np.ndarray:
+    """The thief's own images as stored, uint8 or float; their labels are not looked at."""
+    return proxy.raw if isinstance(proxy, Split) else np.asarray(proxy)
+
+
+def check_proxy(proxy: np.ndarray, endpoint: Endpoint, rows: int, name: str = "proxy") -> None:
+    """Raises InvalidDataError where the thief's images have another shape than the endpoint's queries, or are fewer than `rows`."""
+    found, wanted = proxy.shape[1:], endpoint.contract.shape
+    if found != wanted:
+        raise InvalidDataError(
+            f"{name} inputs must have the shape {wanted} of the endpoint's queries, got {found}: resize or convert them."
+        )
+    check_rows(proxy, rows, name)
+
+
+def check_rows(proxy: np.ndarray, rows: int, name: str = "proxy") -> None:
+    if len(proxy) < rows:
+        raise InvalidDataError(
+            f"{name} must hold at least as many rows as the budget, got {len(proxy)} for a budget of {rows}: "
+            "no image is asked about twice, so give more or spend less."
+        )
+
+
+def as_queries(raw: np.ndarray) -> np.ndarray:
+    """uint8 images as float32 in [0, 1]; anything else as it is (the contract checks it)."""
+    return raw.astype(np.float32) / np.float32(255.0) if raw.dtype == np.uint8 else raw
 
 
 # ---------------------------------------------------------------------- the substitute

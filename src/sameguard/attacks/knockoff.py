@@ -9,13 +9,24 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from sameguard.attacks.base import ASK_BATCH, Extraction, ask, new_substitute, resolve_budget, train_substitute
+from sameguard.attacks.base import (
+    ASK_BATCH,
+    SUBSTITUTE_FIT,
+    Extraction,
+    as_queries,
+    ask,
+    check_labels,
+    check_proxy,
+    check_rows,
+    inputs_of,
+    new_substitute,
+    resolve_budget,
+    train_substitute,
+)
 from sameguard.data import Split
 from sameguard.endpoint import Endpoint
-from sameguard.errors import ConfigurationError, InvalidDataError
+from sameguard.errors import ConfigurationError
 from sameguard.training import FitConfig, RunControl
-
-SUBSTITUTE_FIT = FitConfig(epochs=60, batch_size=64, learning_rate=1e-3, weight_decay=1e-4, precision="fp32")
 
 
 class KnockoffNets:
@@ -23,7 +34,8 @@ class KnockoffNets:
 
     proxy: images (or vectors) of the endpoint's input shape, a Split or an array, uint8 or canonical float32; labels are not looked at.
     substitute: makes a fresh network from queries to logits. budget: queries to spend, None for all that the endpoint allows; refused
-    ones count. config: the substitute's training, whose seed is `run`'s. batch_size: queries in one request.
+    ones count. labels: learn from `soft` answers or `hard` ones. config: the substitute's training, whose seed is `run`'s. batch_size:
+    queries in one request.
     """
 
     def __init__(
@@ -32,19 +44,21 @@ class KnockoffNets:
         substitute: Callable[[], nn.Module],
         budget: int | None = None,
         *,
+        labels: str = "soft",
         config: FitConfig = SUBSTITUTE_FIT,
         batch_size: int = ASK_BATCH,
         control: RunControl | None = None,
     ) -> None:
-        self.proxy = proxy.raw if isinstance(proxy, Split) else np.asarray(proxy)
+        self.proxy = inputs_of(proxy)
         if budget is not None and budget < 1:
             raise ConfigurationError(f"budget must be at least 1 query, got {budget}.")
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
         if budget is not None:
-            self._check_size(budget)
+            check_rows(self.proxy, budget)
         self.substitute = substitute
         self.budget = budget
+        self.labels = check_labels(labels)
         self.config = config
         self.batch_size = batch_size
         self.control = control
@@ -55,29 +69,11 @@ class KnockoffNets:
         Raises InvalidDataError where the proxy has another shape than the endpoint's queries or fewer rows than the budget,
         ConfigurationError where the endpoint allows less or the substitute does not fit; in each case before the first query.
         """
-        self._check_shape(endpoint)
+        check_proxy(self.proxy, endpoint, rows=1)
         budget = resolve_budget(endpoint, self.budget)
-        self._check_size(budget)
+        check_rows(self.proxy, budget)
         network = new_substitute(self.substitute, endpoint, seed)
         rows = np.random.default_rng(seed).choice(len(self.proxy), size=budget, replace=False)
-        queries, probs, answered = ask(endpoint, _canonical(self.proxy[rows]), self.batch_size)
+        queries, probs, answered = ask(endpoint, as_queries(self.proxy[rows]), self.batch_size, self.labels)
         network = train_substitute(network, queries, probs, answered, self.config, seed, self.control)
         return Extraction(network, queries, probs, answered, used=len(queries))
-
-    def _check_size(self, budget: int) -> None:
-        if len(self.proxy) < budget:
-            raise InvalidDataError(
-                f"proxy must hold at least as many rows as the budget, got {len(self.proxy)} for a budget of {budget}: "
-                "no image is asked about twice, so give more or spend less."
-            )
-
-    def _check_shape(self, endpoint: Endpoint) -> None:
-        found, wanted = self.proxy.shape[1:], endpoint.contract.shape
-        if found != wanted:
-            raise InvalidDataError(
-                f"proxy inputs must have the shape {wanted} of the endpoint's queries, got {found}: resize or convert them."
-            )
-
-
-def _canonical(raw: np.ndarray) -> np.ndarray:
-    return raw.astype(np.float32) / np.float32(255.0) if raw.dtype == np.uint8 else raw
