@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sameguard import artifact
-from sameguard.artifact import MANIFEST, SCHEMA, read_artifact, update_artifact, write_artifact
+from sameguard.artifact import MANIFEST, SCHEMA, _manifest_digest, read_artifact, update_artifact, write_artifact
 from sameguard.errors import ArtifactError
 
 PLAIN = {"sameguard": "0.1", "contract": {}, "classes": 3, "score": {}, "views": [], "auxiliary": {"view": "full"}}
@@ -29,7 +29,9 @@ def manifest_of(directory: Path) -> dict:
 
 
 def edit_manifest(directory: Path, **changes) -> None:
-    (directory / MANIFEST).write_text(json.dumps({**manifest_of(directory), **changes}))
+    """Edits the manifest as a forger would: with the right digest over the new content."""
+    edited = {**manifest_of(directory), **changes}
+    (directory / MANIFEST).write_text(json.dumps({**edited, "sha256": _manifest_digest(edited)}))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -214,6 +216,18 @@ def test_a_manifest_without_a_required_key_is_refused(directory, key):
     (directory / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=rf"got no {key}: fit again"):
         read_artifact(directory)
+
+
+def test_an_edited_manifest_is_refused_whatever_was_edited(directory):
+    update_artifact(directory, {**manifest_of(directory), "thresholds": [{"value": 1.5}]}, OLD)
+    for old, new in (("1.5", "9.5"), ('"thresholds"', '"Thresholds"'), ('"bytes": 9', '"bytes": 8')):
+        text = (directory / MANIFEST).read_text()
+        assert old in text
+        (directory / MANIFEST).write_text(text.replace(old, new))
+        with pytest.raises(ArtifactError, match=r"must have SHA-256 \w{64} over its other entries, got \w{64}: it was edited"):
+            read_artifact(directory)
+        (directory / MANIFEST).write_text(text)
+    assert read_artifact(directory).manifest["thresholds"] == [{"value": 1.5}]
 
 
 @pytest.mark.parametrize("files", [[], "auxiliary.onnx", None, {"auxiliary.onnx": "auxiliary.onnx"}, {"auxiliary.onnx": None}])

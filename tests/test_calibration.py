@@ -314,7 +314,7 @@ def test_canaries_are_statistics_queries_with_the_victims_answers():
     scorer = BlurScorer()
     calibrate(scorer, smooth_images(120), linear_victim())
     canaries = scorer.calibration.canary_queries
-    assert len(canaries) == 8
+    assert len(canaries) == 32
     assert np.isin(keys_of(canaries), scorer.calibration.digests["statistics"]).all()
     assert np.allclose(scorer.calibration.canary_probs, linear_victim().answer(canaries), atol=1e-6)
 

@@ -10,8 +10,8 @@ from sameguard.contract import InputContract
 from sameguard.endpoint import Endpoint, MeteredEndpoint
 from sameguard.errors import ConfigurationError, InvalidQueryError, InvalidVictimError, NotFittedError
 from sameguard.guard import Guard
-from sameguard.policies import Reject
-from sameguard.scoring import ScoreConfig
+from sameguard.policies import Policy, Reject
+from sameguard.scoring import ScoreConfig, TwoStageScorer
 from sameguard.victim import BlackBox
 from stand_ins import CLASSES, IMAGES, WEIGHTS, BlurScorer, Watched, linear_victim, noise_images, smooth_images, unchecked
 
@@ -32,6 +32,13 @@ def watched() -> Watched:
 
 def victim_of(watched: Watched) -> BlackBox:
     return BlackBox(watched, IMAGES, classes=CLASSES, output="logits")
+
+
+def guarding(watched: Watched, scorer: TwoStageScorer, policy: Policy, **settings: str) -> Guard:
+    """A guard whose start-up question, the canaries, is forgotten: what is watched from here on is traffic."""
+    guard = Guard(victim_of(watched), scorer, policy, **settings)
+    watched.batches.clear()
+    return guard
 
 
 def cutting(scorer: BlurScorer, queries: np.ndarray, *, stage_a: float, score: float) -> Threshold:
@@ -63,13 +70,13 @@ def three_fates(scorer) -> tuple[np.ndarray, Threshold, np.ndarray, np.ndarray]:
 
 def test_the_victim_sees_exactly_what_stage_a_let_pass_and_once(scorer, watched, three_fates):
     queries, threshold, early, _ = three_fates
-    Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    guarding(watched, scorer, Reject(threshold)).query(queries)
     assert np.array_equal(watched.rows, queries[~early])
 
 
 def test_allowed_rows_hold_the_victims_answer_and_refused_rows_nan(scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    answers = Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    answers = guarding(watched, scorer, Reject(threshold)).query(queries)
     assert np.array_equal(answers.answered, ~early & ~late)
     assert np.allclose(answers.probs[answers.answered], linear_victim().answer(queries)[answers.answered], atol=1e-6)
     assert np.isnan(answers.probs[~answers.answered]).all()
@@ -77,7 +84,7 @@ def test_allowed_rows_hold_the_victims_answer_and_refused_rows_nan(scorer, watch
 
 def test_rows_are_treated_alone_whatever_comes_with_them(scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    guard = guarding(watched, scorer, Reject(threshold))
     for row in (*np.flatnonzero(early)[:2], *np.flatnonzero(late)[:2], *np.flatnonzero(~early & ~late)[:2]):
         assert guard.query(queries[[row]]).answered.tolist() == [bool(~early[row] & ~late[row])]
 
@@ -86,13 +93,13 @@ def test_the_guard_refuses_what_the_threshold_flags(scorer, watched, three_fates
     queries, threshold, _, _ = three_fates
     scores = scorer.score(queries, linear_victim().answer(queries))
     flags = threshold.flags(scores, scorer.stage_a_score(scorer.reconstruct(queries)))
-    assert np.array_equal(Guard(victim_of(watched), scorer, Reject(threshold)).query(queries).answered, ~flags)
+    assert np.array_equal(guarding(watched, scorer, Reject(threshold)).query(queries).answered, ~flags)
 
 
 @EITHER
 def test_a_batch_that_stage_a_refuses_as_a_whole_costs_no_victim_pass(scorer, watched, row_policy):
     nothing = dataclasses.replace(cutting(scorer, smooth_images(20), stage_a=0.5, score=0.5), stage_a=-1.0)
-    answers = Guard(victim_of(watched), scorer, Reject(nothing), row_policy=row_policy).query(smooth_images(6))
+    answers = guarding(watched, scorer, Reject(nothing), row_policy=row_policy).query(smooth_images(6))
     assert watched.batches == []
     assert not answers.answered.any()
     assert answers.probs.shape == (6, CLASSES)
@@ -102,7 +109,7 @@ def test_a_batch_that_stage_a_refuses_as_a_whole_costs_no_victim_pass(scorer, wa
 def test_one_row_refused_by_stage_a_refuses_the_batch_under_worst_and_nobody_is_asked(scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
     fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(early)[:1]
-    guard = Guard(victim_of(watched), scorer, Reject(threshold), row_policy="worst")
+    guard = guarding(watched, scorer, Reject(threshold), row_policy="worst")
     assert not guard.query(queries[np.concatenate([fine, bad])]).answered.any()
     assert watched.batches == []
 
@@ -110,7 +117,7 @@ def test_one_row_refused_by_stage_a_refuses_the_batch_under_worst_and_nobody_is_
 def test_one_row_refused_by_its_score_refuses_the_batch_under_worst_after_one_pass(scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
     fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(late)[:1]
-    guard = Guard(victim_of(watched), scorer, Reject(threshold), row_policy="worst")
+    guard = guarding(watched, scorer, Reject(threshold), row_policy="worst")
     answers = guard.query(queries[np.concatenate([fine, bad])])
     assert not answers.answered.any()
     assert np.isnan(answers.probs).all()
@@ -122,7 +129,7 @@ def test_a_score_without_stage_a_asks_the_victim_about_every_query(watched):
     scorer = BlurScorer(config=ScoreConfig("weighted", reconstruction_weight=0.0))
     threshold = calibrate(scorer, smooth_images(200), linear_victim(), 0.3)
     queries = smooth_images(40, seed=6)
-    answers = Guard(victim_of(watched), scorer, Reject(threshold)).query(queries)
+    answers = guarding(watched, scorer, Reject(threshold)).query(queries)
     assert np.array_equal(watched.rows, queries)
     assert 0 < answers.answered.sum() < 40
 
@@ -140,7 +147,7 @@ def test_nan_scores_are_refused(watched, row_policy):
     queries, broken = smooth_images(200), NanForTheFirst()
     broken.fit_combination(BlurScorer().score_terms(queries, linear_victim().answer(queries)))
     everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
-    answers = Guard(victim_of(watched), broken, Reject(everything), row_policy=row_policy).query(queries[:3])
+    answers = guarding(watched, broken, Reject(everything), row_policy=row_policy).query(queries[:3])
     assert answers.answered.tolist() == ([False, True, True] if row_policy == "each" else [False] * 3)
     assert np.isnan(answers.probs[0]).all()
 
@@ -150,7 +157,7 @@ def test_nan_scores_are_refused(watched, row_policy):
 
 def test_a_calibrated_guard_serves_benign_users_and_starves_noise(scorer, watched):
     threshold = scorer.calibration.threshold(0.05)
-    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    guard = guarding(watched, scorer, Reject(threshold))
     low, high = flag_count_range(300, threshold.k, threshold.n)
     assert low <= (~guard.query(smooth_images(300, seed=7)).answered).sum() <= high
     assert guard.query(noise_images(100)).answered.mean() < 0.05
@@ -158,7 +165,7 @@ def test_a_calibrated_guard_serves_benign_users_and_starves_noise(scorer, watche
 
 def test_guards_are_endpoints_and_meters_count_what_they_refuse(scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    guard = Guard(victim_of(watched), scorer, Reject(threshold))
+    guard = guarding(watched, scorer, Reject(threshold))
     assert isinstance(guard, Endpoint)
     metered = MeteredEndpoint(guard, budget=100, record=True)
     metered.query(queries)
@@ -169,7 +176,7 @@ def test_guards_are_endpoints_and_meters_count_what_they_refuse(scorer, watched,
 def test_queries_are_put_on_the_grid_before_they_are_judged_and_sent(scorer, watched):
     everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
     queries = smooth_images(4)
-    Guard(victim_of(watched), scorer, Reject(everything)).query(queries + np.float32(0.4 / 255))
+    guarding(watched, scorer, Reject(everything)).query(queries + np.float32(0.4 / 255))
     assert np.array_equal(watched.rows, queries)
 
 
@@ -187,7 +194,7 @@ def test_queries_are_put_on_the_grid_before_they_are_judged_and_sent(scorer, wat
     ],
 )
 def test_queries_that_break_the_contract_reach_nobody(scorer, watched, queries, message):
-    guard = Guard(victim_of(watched), scorer, Reject(scorer.calibration.threshold(0.05)))
+    guard = guarding(watched, scorer, Reject(scorer.calibration.threshold(0.05)))
     with pytest.raises(InvalidQueryError, match=message):
         guard.query(queries)
     assert watched.batches == []
@@ -199,6 +206,15 @@ def test_victim_and_scorer_must_share_contract_and_classes(scorer):
         Guard(linear_victim(InputContract.images(1, 4, 4, layout="NHWC")), scorer, policy)
     with pytest.raises(ConfigurationError, match="must have equally many classes, got 2 and 3"):
         Guard(linear_victim(weights=WEIGHTS[:, :2]), scorer, policy)
+
+
+def test_a_victim_that_is_not_the_calibrated_one_is_refused_before_the_first_query(scorer, watched):
+    policy = Reject(scorer.calibration.threshold(0.05))
+    guarding(watched, scorer, policy)  # the same function in another object is the same victim
+    for weights in (np.roll(WEIGHTS, 1, axis=1), WEIGHTS * np.float32(0.1)):  # classes in another order; the same classes, less sure
+        with pytest.raises(InvalidVictimError, match=r"must answer as it did at calibration, got answers to 32 canary queries that moved"):
+            Guard(linear_victim(weights=weights), scorer, policy)
+    Guard(linear_victim(weights=WEIGHTS * np.float32(1 + 1e-6)), scorer, policy)  # rounding
 
 
 def test_another_row_policy_is_refused(scorer):
@@ -213,7 +229,7 @@ def test_a_victim_that_breaks_its_declaration_is_not_handed_on(scorer):
 
 
 def test_a_guard_without_statistics_answers_nobody(scorer, watched):
-    guard = Guard(victim_of(watched), BlurScorer(), Reject(scorer.calibration.threshold(0.05)))
+    guard = guarding(watched, BlurScorer(), Reject(scorer.calibration.threshold(0.05)))
     with pytest.raises(NotFittedError, match="needs benign statistics"):
         guard.query(smooth_images(2))
     assert watched.batches == []

@@ -195,13 +195,28 @@ def test_a_fitted_classifier_answers_as_its_predict_proba(model, pixels):
     assert np.allclose(victim.query(rows).probs, model.predict_proba(rows.reshape(60, 4)), atol=1e-6)
 
 
-def test_a_classifier_without_predict_proba_is_refused_with_a_way_out(pixels):
+def test_a_classifier_without_predict_proba_serves_by_its_labels(pixels):
     rows, labels = pixels
-    model = LinearSVC().fit(rows.reshape(60, 4), labels)
-    with pytest.raises(InvalidVictimError, match=r"LinearSVC must have predict_proba, got none: wrap its labels in BlackBox"):
+    names = np.array(["cat", "dog", "emu"])
+    model = LinearSVC().fit(rows.reshape(60, 4), names[labels])
+    with pytest.raises(InvalidVictimError, match=r"LinearSVC must have predict_proba, got none: declare output='labels'"):
         from_predictor(model, InputContract.images(1, 2, 2))
-    by_labels = BlackBox(lambda raw: model.predict(raw.reshape(len(raw), -1)), InputContract.images(1, 2, 2), classes=3, output="labels")
-    assert np.array_equal(by_labels.query(rows).probs.argmax(axis=1), model.predict(rows.reshape(60, 4)))
+    victim = from_predictor(model, InputContract.images(1, 2, 2), output="labels")
+    assert (victim.classes, victim.output) == (3, "labels")
+    assert np.array_equal(names[victim.query(rows).probs.argmax(axis=1)], model.predict(rows.reshape(60, 4)))
+
+
+def test_a_classifier_gives_no_logits_and_an_object_without_predict_is_no_classifier(pixels):
+    with pytest.raises(ConfigurationError, match="output of a classifier must be probs or labels, got 'logits'"):
+        from_predictor(LogisticRegression(), InputContract.images(1, 2, 2), output="logits")
+    with pytest.raises(InvalidVictimError, match=r"victim of type object must have predict, got none\."):
+        from_predictor(object(), InputContract.images(1, 2, 2), output="labels")
+
+
+def test_a_function_that_names_classes_under_another_declaration_is_told_which(pixels):
+    victim = BlackBox(lambda raw: np.zeros(len(raw), int), InputContract.images(1, 2, 2), classes=3)
+    with pytest.raises(InvalidVictimError, match=r"got \(60,\): declare output='labels' \(--output labels\) if these are class labels"):
+        victim.query(pixels[0])
 
 
 def test_a_classifier_that_was_never_fitted_is_refused():

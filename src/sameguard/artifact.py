@@ -1,6 +1,6 @@
 """The artefact: a directory that serves. Read with every checksum verified, written so that nothing half-done is ever loaded.
 
-    manifest.json         what everything is: contract, classes, score, thresholds, engine, roles of data, SHA-256 of each file
+    manifest.json         what everything is: contract, classes, score, thresholds, engine, roles of data, SHA-256 of each file and its own
     reconstruction.onnx   queries -> reconstructions and errors of each view, normalisation inside
     auxiliary.onnx        reconstructions -> the auxiliary model's logits
     weights.safetensors   the same networks' weights, to go on training; serving does not read them
@@ -26,7 +26,7 @@ from sameguard.errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-REQUIRED = ("schema", "sameguard", "contract", "classes", "score", "views", "auxiliary", "files")
+REQUIRED = ("schema", "sameguard", "contract", "classes", "score", "views", "auxiliary", "files", "sha256")
 SIZE_LIMIT = 2 * 1024**3  # bytes of one file: more is not one of ours
 
 
@@ -78,9 +78,20 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"artefact manifest {path} must hold {', '.join(REQUIRED)}, got no {', '.join(missing)}: fit again.")
+    if manifest["sha256"] != _manifest_digest(manifest):
+        raise ArtifactError(
+            f"artefact manifest {path} must have SHA-256 {manifest['sha256']} over its other entries, got {_manifest_digest(manifest)}: it was "
+            "edited; restore it, or calibrate or fit again."
+        )
     files = manifest["files"]
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise ArtifactError(f"artefact manifest {path} must name each of its files with an object, got something else: it was edited.")
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of everything in the manifest but this digest. It shows damage and edits; whoever can write here can also forge it."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _verified(directory: Path, name: str, entry: dict[str, Any]) -> bytes:
@@ -160,7 +171,8 @@ def _manifest_bytes(manifest: dict[str, Any], files: dict[str, tuple[str, bytes]
     entries = dict(kept or {})
     for name, (file_name, content) in files.items():
         entries[name] = {"file": file_name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    return json.dumps({**manifest, "schema": SCHEMA, "files": entries}, indent=2, allow_nan=False).encode() + b"\n"
+    whole = json.loads(json.dumps({**manifest, "schema": SCHEMA, "files": entries}, allow_nan=False))  # as it will be read: no tuples
+    return json.dumps({**whole, "sha256": _manifest_digest(whole)}, indent=2).encode() + b"\n"
 
 
 def _replace_file(path: Path, content: bytes) -> None:

@@ -7,12 +7,14 @@ Applying a threshold needs numpy alone; intervals need scipy.
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sameguard.errors import CalibrationError
+from sameguard.contract import InputContract
+from sameguard.errors import CalibrationError, InvalidVictimError
 from sameguard.scoring.combination import MINIMUM_STATISTICS
 from sameguard.scoring.two_stage import TwoStageScorer
 from sameguard.shapes import Flags, Scores
@@ -20,7 +22,10 @@ from sameguard.victim import BlackBox
 
 STAGE_A_SHARE = 0.1  # of the false-positive budget
 AGREEMENT_FLOOR = 0.85
-CANARIES = 8
+CANARIES = 32
+CANARY_TOLERANCE = (
+    0.01  # mean total variation between a victim's answers then and now; other hardware moves it by 1e-6, a retrained model by more
+)
 
 
 class BiasedCalibrationWarning(UserWarning):
@@ -77,6 +82,7 @@ class Calibration:
 
     scores, stage_a_scores: of the calibration queries, in one order. statistics_stage_a: of the statistics queries, sorted; empty where
     the score has no stage A. digests: role -> first eight bytes of each query's digest. agreement: auxiliary and victim, on statistics.
+    canary_queries, canary_probs: some benign queries and what the victim answered to them.
     """
 
     scores: np.ndarray
@@ -103,6 +109,16 @@ class Calibration:
         else:
             stage_a, value = float(np.sort(self.stage_a_scores[refused])[-k]), np.inf
         return Threshold(value, stage_a, false_positive_rate, n, k, beta_interval(k, n), self.biased)
+
+    def check_victim(self, victim: BlackBox) -> None:
+        """Asks the canary queries again. Raises InvalidVictimError where the victim answers otherwise than at calibration."""
+        moved = float(0.5 * np.abs(victim.answer(self.canary_queries) - self.canary_probs).sum(axis=1).mean())
+        if not moved <= CANARY_TOLERANCE:
+            raise InvalidVictimError(
+                f"{victim.name} must answer as it did at calibration, got answers to {len(self.canary_queries)} canary queries that moved by "
+                f"{moved:.3f} on average (total variation; up to {CANARY_TOLERANCE} is rounding): it is another model, another output or another "
+                "preprocessing. Give the victim that was calibrated, or calibrate again."
+            )
 
 
 def calibrate(
@@ -165,6 +181,15 @@ def calibrate(
     return scorer.calibration.threshold(false_positive_rate)
 
 
+def count_fresh(contract: InputContract, benign: np.ndarray, train: Iterable[np.ndarray]) -> int:
+    """How many of the benign queries are not among the training inputs (batches, canonical): calibrate()'s own check, in advance.
+
+    Raises CalibrationError where there are none.
+    """
+    trained = np.concatenate([short_digests(contract.digests(contract.canonicalise(batch))) for batch in train])
+    return int(_fresh(short_digests(contract.digests(contract.canonicalise(benign))), trained).sum())
+
+
 def warn_of_weak_auxiliary(agreement: float) -> None:
     if agreement < AGREEMENT_FLOOR:
         warnings.warn(
@@ -185,12 +210,7 @@ def _terms_and_auxiliary(scorer: TwoStageScorer, queries: np.ndarray, answers: n
 
 
 def _without_training_rows(queries: np.ndarray, keys: np.ndarray, train_digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    fresh = ~np.isin(keys, train_digests)
-    if not fresh.any():
-        raise CalibrationError(
-            f"benign queries must not be training data, got {len(queries)} of {len(queries)} that are: give held-out queries, or pass "
-            "from_training_data=True (--from-training-data) and live with a biased threshold."
-        )
+    fresh = _fresh(keys, train_digests)
     if not fresh.all():
         warnings.warn(
             f"{int((~fresh).sum())} of {len(queries)} benign queries are training data of the fit and were left out.",
@@ -198,6 +218,16 @@ def _without_training_rows(queries: np.ndarray, keys: np.ndarray, train_digests:
             stacklevel=3,
         )
     return queries[fresh], keys[fresh]
+
+
+def _fresh(keys: np.ndarray, train_digests: np.ndarray) -> Flags:
+    fresh = ~np.isin(keys, train_digests)
+    if not fresh.any():
+        raise CalibrationError(
+            f"benign queries must not be training data, got {len(keys)} of {len(keys)} that are: give held-out queries, or calibrate with "
+            "from_training_data=True (--from-training-data) and live with a biased threshold."
+        )
+    return fresh
 
 
 def _split_by_digest(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ class Guard:
     """Answers what the policy allows and withholds the rest (NaN probabilities, answered False).
 
     row_policy: `each` treats every row alone; `worst` treats a batch as its most suspicious row, as over HTTP, where one request has
-    one status. Queries that stage A refuses are never sent to the victim.
+    one status. Queries that stage A refuses are never sent to the victim. A calibrated scorer's canary queries are asked once, here: a
+    victim that answers them otherwise than at calibration raises InvalidVictimError.
     """
 
     def __init__(self, victim: BlackBox, scorer: TwoStageScorer, policy: Policy, *, row_policy: Literal["each", "worst"] = "each") -> None:
@@ -26,6 +27,9 @@ class Guard:
             raise ConfigurationError(f"victim and scorer must share one input contract, got {victim.contract} and {scorer.contract}.")
         if victim.classes != scorer.classes:
             raise ConfigurationError(f"victim and scorer must have equally many classes, got {victim.classes} and {scorer.classes}.")
+        calibration = getattr(scorer, "calibration", None)
+        if calibration is not None:
+            calibration.check_victim(victim)
         self.victim = victim
         self.scorer = scorer
         self.policy = policy

@@ -84,9 +84,13 @@ def checked_probs(answer: np.ndarray, rows: int, classes: int, output: Output, n
     if output == "labels":
         return _one_hot(answer, rows, classes, name)
     if answer.shape != (rows, classes):
+        remedy = (
+            "declare output='labels' (--output labels) if these are class labels"
+            if answer.ndim == 1
+            else "declare the right number of classes"
+        )
         raise InvalidVictimError(
-            f"{name} must return shape ({rows}, {classes}), one row per query and one column per class, got {answer.shape}: "
-            "declare the right number of classes."
+            f"{name} must return shape ({rows}, {classes}), one row per query and one column per class, got {answer.shape}: {remedy}."
         )
     if answer.dtype.kind not in "fiu":
         raise InvalidVictimError(f"{name} must return numbers, got dtype {answer.dtype}.")
@@ -130,23 +134,29 @@ def _one_hot(answer: np.ndarray, rows: int, classes: int, name: str) -> Probs:
 # ---------------------------------------------------------------------- common victims
 
 
-def from_predictor(model: Any, contract: InputContract) -> BlackBox:
-    """A victim from a fitted classifier with `predict_proba` and `classes_` (scikit-learn); images reach it flattened.
+def from_predictor(model: Any, contract: InputContract, *, output: str = "probs") -> BlackBox:
+    """A victim from a fitted classifier with `classes_` and `predict_proba`, or with `predict` alone (scikit-learn); images are flattened.
 
-    Raises InvalidVictimError where the object has no `predict_proba` or is not fitted.
+    output: `probs` asks predict_proba, `labels` asks predict, whose classes are numbered as in `classes_`.
+    Raises InvalidVictimError where the object has no such method or is not fitted, ConfigurationError for another output.
     """
-    if not hasattr(model, "predict_proba"):
+    if output not in ("probs", "labels"):
+        raise ConfigurationError(f"output of a classifier must be probs or labels, got {output!r}: predict_proba or predict is asked.")
+    method = "predict_proba" if output == "probs" else "predict"
+    if not hasattr(model, method):
         raise InvalidVictimError(
-            f"victim of type {type(model).__name__} must have predict_proba, got none: wrap its labels in BlackBox(model.predict, ..., "
-            "output='labels')."
+            f"victim of type {type(model).__name__} must have {method}, got none"
+            + (": declare output='labels' (--output labels) to use predict." if hasattr(model, "predict") else ".")
         )
     if not hasattr(model, "classes_"):
         raise InvalidVictimError(f"victim of type {type(model).__name__} must be fitted, got no classes_: call fit() first.")
+    numbered = {label: index for index, label in enumerate(np.asarray(model.classes_).tolist())}
 
     def predict(raw: np.ndarray) -> np.ndarray:
-        return model.predict_proba(raw.reshape(len(raw), -1))
+        found = getattr(model, method)(raw.reshape(len(raw), -1))
+        return found if output == "probs" else np.array([numbered[label] for label in np.asarray(found).tolist()])
 
-    return BlackBox(predict, contract, classes=len(model.classes_), name=type(model).__name__)
+    return BlackBox(predict, contract, classes=len(model.classes_), output=output, name=type(model).__name__)
 
 
 def from_onnx(

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sameguard.artifact import read_artifact
 from sameguard.cli import app
 from sameguard.detectors.export import to_onnx
+from sameguard.networks import SmallConv
+from sameguard.training import seeded
 
 RUNNER = CliRunner()
 SHORT = ["--epochs", "2", "--auxiliary-epochs", "3", "--batch-size", "256", "--precision", "fp32", "--engine", "onnxruntime"]
@@ -159,7 +162,7 @@ def test_a_time_budget_stops_cleanly_and_resume_finishes(folder, tmp_path):
         *SHORT,
     )
     stopped = call(*arguments, "--time-budget", 0)
-    assert stopped.exit_code == 0, stopped.output
+    assert stopped.exit_code == 75, stopped.output
     assert "the time budget is spent" in stopped.output
     assert "--resume" in stopped.output
     assert not (tmp_path / "guard").exists()
@@ -177,11 +180,19 @@ def test_a_time_budget_stops_cleanly_and_resume_finishes(folder, tmp_path):
 def test_python_objects_serve_as_victims(folder, tmp_path, monkeypatch, digits):
     (tmp_path / "owner_models.py").write_text(
         "import numpy as np\n"
+        "import torch\n"
+        "from sameguard import BlackBox, InputContract\n"
         "from sklearn.linear_model import LogisticRegression\n"
         f"data = np.load({str(folder / 'train.npz')!r})\n"
         "forest = LogisticRegression(max_iter=300).fit(data['inputs'].reshape(len(data['inputs']), -1), data['labels'])\n"
         "def labels(raw):\n    return forest.predict(raw.reshape(len(raw), -1))\n"
         "nothing = 3\n"
+        "class Answer(torch.nn.Module):\n"
+        "    def __init__(self, answer):\n        super().__init__()\n        self.answer = answer\n"
+        "    def forward(self, batch):\n        return self.answer(batch)\n"
+        "mapping = Answer(lambda batch: {'logits': batch.flatten(1)})\n"
+        "failing = Answer(lambda batch: batch.no_such_method())\n"
+        "box = BlackBox(forest.predict_proba, InputContract.images(1, 8, 8, layout='flat'), classes=10)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -199,10 +210,60 @@ def test_python_objects_serve_as_victims(folder, tmp_path, monkeypatch, digits):
         ("no_such_module:x", "could not be imported"),
         ("model", "must be model.onnx or package.module:object"),
         ("missing.onnx", "must exist"),
+        ("owner_models:mapping", "must return one tensor (batch, classes), got dict"),
+        ("owner_models:failing", "must take a batch of shape (1, 1, 8, 8), got AttributeError"),
     ):
         done = call("fit", "--victim", victim, "--out", "third", *common)
         assert done.exit_code == 2, done.output
         assert message in done.output, done.output
+    for victim, flags, message in (
+        ("owner_models:box", ("--output", "labels"), "declares probs, got --output labels"),
+        ("owner_models:box", ("--classes", 3), "declares 10, got --classes 3"),
+        ("owner_models:box", ("--layout", "NCHW"), "make them agree"),
+        ("owner_models:forest", ("--classes", 3), "must be what victim owner_models:forest was fitted on, 10, got 3"),
+        ("owner_models:forest", ("--output", "logits"), "must be probs or labels, got 'logits'"),
+        ("owner_models:forest", ("--mean", "1,2", "--std", "1,2"), "--mean must be one number or one for each of 1 channels, got 2"),
+    ):
+        done = call("fit", "--victim", victim, "--out", "third", *common, *flags)
+        assert done.exit_code == 2, done.output
+        assert message in done.output, done.output
+
+
+def test_a_swapped_victim_and_another_output_are_noticed(guard, folder, tmp_path, digits, monkeypatch):
+    with seeded(5):
+        stranger = SmallConv(10)
+    (tmp_path / "stranger.onnx").write_bytes(to_onnx(stranger, (1, 8, 8), "image", ["logits"]))
+    done = call("score", guard, "--victim", tmp_path / "stranger.onnx", "--data", folder / "queries.npz")
+    assert done.exit_code == 2
+    assert "must answer as it did at calibration" in done.output
+    for verb, data in (("score", "--data"), ("calibrate", "--benign")):
+        done = call(verb, guard, "--victim", folder / "model.onnx", data, folder / "benign.npz", "--output", "probs")
+        assert done.exit_code == 2
+        assert "--output must be logits, what the artefact was fitted for, got probs" in done.output
+
+
+def test_benign_queries_that_are_training_data_are_refused_before_training(folder, tmp_path):
+    done = call(
+        "fit", "--victim", folder / "model.onnx", "--data", folder / "train.npz", "--benign", folder / "train.npz", "--out", tmp_path / "g",
+        *SHORT,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "benign queries must not be training data" in done.output
+    assert not (tmp_path / "g.work").exists()
+
+
+def test_a_flat_folder_of_images_is_scored_and_resized(guard, folder, tmp_path, digits):
+    for row, image in enumerate(digits.test.raw[:20]):
+        pixels = np.rint(np.asarray(image[0], np.float32) * (255 if image.dtype != np.uint8 else 1)).astype(np.uint8)
+        Image.fromarray(pixels).resize((16, 16)).save(tmp_path / f"{row}.png")
+    done = call("score", guard, "--victim", folder / "model.onnx", "--data", tmp_path, "--size", 8, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["queries"] == 20
+    shown = call("data", "show", tmp_path, "--size", 8, "--json")
+    assert json.loads(shown.stdout)["train"] == {"inputs": 20, "shape": [1, 8, 8], "classes": 0}
+    done = call("score", guard, "--victim", folder / "model.onnx", "--data", folder / "queries.npz", "--size", 8)
+    assert done.exit_code == 2
+    assert "--size resizes a folder of images" in done.output
 
 
 def test_named_data_and_a_held_out_share_calibrate(folder, tmp_path):

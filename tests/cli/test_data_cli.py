@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sameguard.cli.data import data_app
 from sameguard.data import names
 from sameguard.data.official import OFFICIAL, OfficialFile, PlainFiles
-from sameguard.errors import ConfigurationError, DataNotFoundError, DownloadError
+from sameguard.errors import DataNotFoundError, DownloadError
 
 FILES = {f"/{file.name}": file.name.encode() * 50 for file in OFFICIAL["mnist"].files}
 
@@ -121,7 +121,7 @@ def test_the_example_of_show_runs():
 def test_errors_pass_to_the_top_level_command(tmp_path, mirror):
     with pytest.raises(DataNotFoundError, match="cifar10 must lie below the data root"):
         run("show", "cifar10", "--data-root", tmp_path)
-    with pytest.raises(ConfigurationError, match="data set must be one of"):
+    with pytest.raises(DataNotFoundError, match="must be a known name"):
         run("show", "svhn", "--data-root", tmp_path)
     with pytest.raises(DownloadError, match="got 404"):
         run("fetch", "mnist", "--data-root", tmp_path, "--base-url", f"{mirror}/absent")

@@ -70,10 +70,26 @@ def test_a_damaged_image_is_refused_by_name(tmp_path):
 
 def test_a_folder_without_images_is_not_found(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataNotFoundError, match="must have one sub-folder of images per class, got no image in 1 sub-folders"):
+    with pytest.raises(DataNotFoundError, match="must hold images, in one sub-folder per class or straight in it, got none in 1 sub-fold"):
         read_image_folder(tmp_path)
     with pytest.raises(DataNotFoundError, match=r"image folder must exist, but there is no folder .*absent"):
         read_image_folder(tmp_path / "absent")
+
+
+def test_images_straight_in_the_folder_have_no_labels(tmp_path):
+    for number in (1, 2, 3):
+        save(tmp_path, f"{number}.png", Image.fromarray(grey(1, 40)[0]))
+    found = read_image_folder(tmp_path)
+    assert found.split.raw.shape[:2] == (3, 1)
+    assert found.split.labels is None
+    assert found.class_names == ()
+
+
+def test_images_beside_class_folders_are_not_left_out_silently(tmp_path):
+    save(tmp_path, "a/1.png", Image.fromarray(grey(1, 40)[0]))
+    save(tmp_path, "2.png", Image.fromarray(grey(1, 40)[0]))
+    with pytest.raises(InvalidDataError, match="must have all images in class folders or none, got 1 beside them: move these"):
+        read_image_folder(tmp_path)
 
 
 def npz(tmp_path, **arrays):

@@ -1,6 +1,7 @@
 """The command `sameguard`: parsing and printing; the library does the work.
 
-Results go to stdout, progress and warnings to stderr. Exit codes: 0 ok, 1 finding, 2 usage or bad input, 130 interrupted.
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 ok, 1 finding, 2 usage or bad input, 75 time budget
+spent (resume), 130 interrupted.
 """
 
 import warnings

@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from sameguard.cli.sources import SizeOption, load_data
 from sameguard.data.dataset import Split
 from sameguard.data.fetch import fetch
 from sameguard.data.official import OFFICIAL
-from sameguard.data.registry import GENERATED, load, locate, names
+from sameguard.data.registry import GENERATED, locate, names
 
 data_app = typer.Typer(no_args_is_help=True, help="Fetch, list and show data sets.")
 
@@ -69,12 +70,17 @@ def list_command(data_root: Root = Path("data"), as_json: Json = False) -> None:
 
 
 @data_app.command("show")
-def show_command(name: Name, data_root: Root = Path("data"), as_json: Json = False) -> None:
-    """Show how many inputs of what shape and how many classes a data set has.
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A data set's name, an .npz of arrays, or a folder of images.")],
+    data_root: Root = Path("data"),
+    size: SizeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show how many inputs of what shape and how many classes a data set has, a named one or your own.
 
     Example: sameguard data show digits
     """
-    found = load(name, data_root)
+    found = load_data(name, data_root, size)
     parts = {part: _described(split) for part, split in (("train", found.train), ("test", found.test)) if split is not None}
     if as_json:
         typer.echo(json.dumps({"name": name, **parts}, indent=2))

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sameguard.calibration import Threshold, calibrate, check_supported
+from sameguard.calibration import Threshold, calibrate, check_supported, count_fresh
 from sameguard.cli.sources import (
     BenignOption,
     ClassesOption,
@@ -18,10 +18,12 @@ from sameguard.cli.sources import (
     MeanOption,
     OutputOption,
     RootOption,
+    SizeOption,
     StdOption,
     VictimOption,
     load_split,
     load_victim,
+    same_output,
     train_and_benign,
 )
 from sameguard.errors import ConfigurationError
@@ -29,6 +31,7 @@ from sameguard.runtime import Scorer, choose_engine
 from sameguard.runtime.engines import parse_provider, require
 from sameguard.victim import BlackBox
 
+PAUSED = 75  # exit code of a fit that the time budget stopped: temporary, try again (EX_TEMPFAIL of sysexits.h)
 RateOption = Annotated[float, typer.Option("--rate", help="False-positive rate: the share of benign queries that may be flagged.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="auto (fastest that agrees), onnxruntime, openvino, openvino-bf16.")]
 
@@ -40,6 +43,7 @@ def fit_command(
     data_root: RootOption = Path("data"),
     held_out: HeldOutOption = 0.0,
     benign: BenignOption = None,
+    size: SizeOption = None,
     rate: RateOption = 0.05,
     preset: Annotated[str, typer.Option("--preset", help="cpu, paper or released.")] = "cpu",
     epochs: Annotated[int | None, typer.Option(help="Epochs of the autoencoder, instead of the preset's.")] = None,
@@ -60,7 +64,7 @@ def fit_command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile: about a minute first, then 1.05x to 1.25x.")] = False,
-    time_budget: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly; --resume goes on.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly (exit code 75); --resume goes on.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of an interrupted fit.")] = False,
     work: Annotated[Path | None, typer.Option(help="Directory of checkpoints, default OUT.work.")] = None,
@@ -80,10 +84,10 @@ def fit_command(
         )
     if engine != "auto":
         require(parse_provider(engine))
-    train, benign_queries = train_and_benign(data, data_root, held_out, benign)
-    if benign_queries is not None:  # what cannot be calibrated afterwards is refused before hours of training
-        check_supported(len(benign_queries), rate)
+    train, benign_queries = train_and_benign(data, data_root, held_out, benign, size)
     black_box = load_victim(victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
+    if benign_queries is not None:  # what cannot be calibrated afterwards is refused before hours of training
+        check_supported(count_fresh(black_box.contract, benign_queries, train.batches(4096)), rate)
     detector = _detector(torch_backed, black_box, preset, share, patch_size, auxiliary_epochs)
     changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     config = detector.preset.fit.with_(
@@ -100,7 +104,7 @@ def fit_command(
             detector.fit(train, black_box, config, benign=benign_queries, control=control)
         except torch_backed.TrainingPausedError as pause:
             typer.echo(f"{pause}\nGo on with the same command and --resume.", err=True)
-            raise typer.Exit(130 if "interrupted" in str(pause) else 0) from pause
+            raise typer.Exit(130 if "interrupted" in str(pause) else PAUSED) from pause
     scorer = detector.export(out, victim_output=black_box.output, overwrite=overwrite)
     _save_snapshots(detector, work)
     report = detector.report
@@ -149,6 +153,7 @@ def calibrate_command(
     data: Annotated[str | None, typer.Option("--data", metavar="NAME|PATH", help="Data of which --held-out is cut off.")] = None,
     data_root: RootOption = Path("data"),
     held_out: HeldOutOption = 0.0,
+    size: SizeOption = None,
     rate: RateOption = 0.05,
     engine: EngineOption = "auto",
     output: OutputOption = None,
@@ -166,16 +171,16 @@ def calibrate_command(
     if from_training_data:
         if data is None:
             raise ConfigurationError("--from-training-data needs --data, got none.")
-        queries = load_split(data, data_root).inputs
+        queries = load_split(data, data_root, size=size).inputs
     elif benign is not None:
-        queries = load_split(benign, data_root, "test").inputs
+        queries = load_split(benign, data_root, "test", size).inputs
     elif data is not None and held_out:
-        queries = train_and_benign(data, data_root, held_out, None)[1]
+        queries = train_and_benign(data, data_root, held_out, None, size)[1]
     else:
         raise ConfigurationError(
             "calibrate needs benign queries: give --benign, or --data with --held-out, or --data with --from-training-data."
         )
-    declared = output or scorer.manifest["victim"]["output"]
+    declared = same_output(scorer.manifest, output)
     black_box = load_victim(victim, queries.shape[1:], output=declared, classes=classes or scorer.classes, contract=scorer.contract)
     _calibrate_and_print(scorer, queries, black_box, rate, engine, seed, from_training_data)
 

@@ -9,7 +9,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sameguard.cli.sources import ClassesOption, DataOption, OutputOption, RootOption, VictimOption, load_split, load_victim
+from sameguard.cli.sources import (
+    ClassesOption,
+    DataOption,
+    OutputOption,
+    RootOption,
+    SizeOption,
+    VictimOption,
+    load_split,
+    load_victim,
+    same_output,
+)
 from sameguard.errors import ConfigurationError
 from sameguard.runtime import Scorer
 
@@ -24,6 +34,7 @@ def score_command(
     data: DataOption,
     data_root: RootOption = Path("data"),
     part: PartOption = "test",
+    size: SizeOption = None,
     limit: Annotated[int | None, typer.Option(help="Score the first N queries only.")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="Another false-positive rate than the stored one.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write every row: .npz (scores, stage_a, flagged, all terms) or .csv.")] = None,
@@ -43,15 +54,16 @@ def score_command(
         raise ConfigurationError(f"--out must end in .npz or .csv, got {out}.")
     scorer = Scorer(artifact)
     threshold = scorer.threshold(rate)
-    queries = load_split(data, data_root, part)
+    queries = load_split(data, data_root, part, size)
     queries = (queries if limit is None else queries.take(np.arange(min(limit, len(queries))))).inputs
     black_box = load_victim(
         victim,
         queries.shape[1:],
-        output=output or scorer.manifest["victim"]["output"],
+        output=same_output(scorer.manifest, output),
         classes=classes or scorer.classes,
         contract=scorer.contract,
     )
+    scorer.calibration.check_victim(black_box)
     rows = _scored(scorer, black_box, queries)
     stage_a = rows.get("stage_a")
     flagged = threshold.flags(rows["score"], stage_a)

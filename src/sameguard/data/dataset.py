@@ -5,7 +5,7 @@ Photo sets are large (50,000 x 3 x 32 x 32 as float32 is 614 MB), so a split kee
 that are no multiple of 1/255 are kept as float32. What it leaves out: file formats (the readers) and random choices (splits.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,11 @@ class Split:
         inputs = self.raw.astype(np.float32)
         inputs /= PIXEL_MAX
         return inputs
+
+    def batches(self, rows: int) -> Iterator[Queries]:
+        """The inputs in order as float32, `rows` at a time: the whole of a large split would not fit in memory twice."""
+        for start in range(0, len(self), rows):
+            yield self.take(np.arange(start, min(start + rows, len(self)))).inputs
 
     def take(self, indices: np.ndarray | Sequence[int]) -> "Split":
         """The rows at these positions, in this order, still as compact as here.

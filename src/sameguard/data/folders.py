@@ -1,7 +1,8 @@
-"""Reads what users bring themselves: a folder of images with one sub-folder per class, or one .npz of arrays.
+"""Reads what users bring themselves: a folder of images, or one .npz of arrays.
 
-A class is a sub-folder, numbered by sorted name. An .npz may use our words (`inputs`, `labels`), those of the packs (`train_images`,
-`train_labels`, `test_images`, `test_labels`) or Keras's (`x_train`, `y_train`, `x_test`, `y_test`). Nothing is pickled.
+A class is a sub-folder, numbered by sorted name; images straight in the folder have no labels. An .npz may use our words (`inputs`,
+`labels`), those of the packs (`train_images`, `train_labels`, `test_images`, `test_labels`) or Keras's (`x_train`, `y_train`, `x_test`,
+`y_test`). Nothing is pickled.
 """
 
 from pathlib import Path
@@ -23,18 +24,19 @@ TEST_KEYS = (("test_inputs", "test_labels"), ("test_images", "test_labels"), ("x
 
 
 class ImageFolder(NamedTuple):
-    """The images, and the class names by label."""
+    """The images, and the class names by label; none where the images lie straight in the folder."""
 
     split: Split
     class_names: tuple[str, ...]
 
 
 def read_image_folder(folder: str | Path, *, size: int | None = None) -> ImageFolder:
-    """All images below folder/<class>/ as uint8 (n, channels, height, width): one channel if all are grey, three otherwise.
+    """All images in folder/<class>/, or without labels straight in folder, as uint8 (n, C, H, W): one channel if all are grey, else three.
 
     size: resize every image to size x size with Pillow's antialiased Lanczos filter; without it all must have one size.
 
-    Raises DataNotFoundError if there is no folder, class or image, InvalidDataError if an image is damaged or differs in size.
+    Raises DataNotFoundError if there is no folder or image, InvalidDataError if an image is damaged or differs in size, or if some images
+    lie in class folders and others beside them.
     """
     if size is not None and size < 1:
         raise ConfigurationError(f"size must be at least 1 pixel, got {size}.")
@@ -43,10 +45,18 @@ def read_image_folder(folder: str | Path, *, size: int | None = None) -> ImageFo
         raise DataNotFoundError(f"image folder must exist, but there is no folder {root.absolute()}.")
     class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
     files = [(path, label) for label, name in enumerate(class_names) for path in _image_files(root / name)]
-    if not files:
-        raise DataNotFoundError(
-            f"image folder {root.absolute()} must have one sub-folder of images per class, got no image in {len(class_names)} sub-folders."
+    loose = _image_files(root)
+    if files and loose:
+        raise InvalidDataError(
+            f"image folder {root.absolute()} must have all images in class folders or none, got {len(loose)} beside them: move these."
         )
+    if not files and not loose:
+        raise DataNotFoundError(
+            f"image folder {root.absolute()} must hold images, in one sub-folder per class or straight in it, got none "
+            f"in {len(class_names)} sub-folders."
+        )
+    labelled = bool(files)
+    files = files or [(path, -1) for path in loose]
     grey, width, height = _common_form([path for path, _ in files], size)
     images = np.empty((len(files), 1 if grey else 3, height, width), np.uint8)
     for row, (path, _) in enumerate(files):
@@ -55,6 +65,8 @@ def read_image_folder(folder: str | Path, *, size: int | None = None) -> ImageFo
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), Image.Resampling.LANCZOS)
             images[row] = np.asarray(converted).reshape(height, width, -1).transpose(2, 0, 1)  # (channels, height, width)
+    if not labelled:
+        return ImageFolder(Split(images, None, 0), ())
     return ImageFolder(Split(images, np.array([label for _, label in files], np.int64), len(class_names)), class_names)
 
 
