@@ -33,6 +33,7 @@ from victims import held_out_split, load_victim
 
 RATE = 0.05
 SEEDS_FOR_JBDA = 4000  # test images that JBDA starts from; the other test images are the benign ones it is compared with
+NEEDED = {"mnist": ("femnist-digits", "kmnist", "cifar100"), "cifar10": ("cifar100", "tiny-imagenet")}
 MASKED = "masked_auxiliary"  # prefix of the terms that come from an auxiliary on masked reconstructions
 
 SCORES: dict[str, ScoreConfig] = {
@@ -192,6 +193,8 @@ def main(
     """One data set, one seed."""
     global COMPILE, EPOCHS
     COMPILE, EPOCHS = compile, epochs
+    for name in NEEDED[dataset]:  # before hours of training, not after
+        load(name, root=data_root)
     data = load(dataset, root=data_root)
     train, held_out = held_out_split(data.train)
     network = load_victim(dataset, out)

@@ -78,7 +78,7 @@ class _Block(nn.Module):
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.first_norm, self.second_norm = (nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4) for _ in range(2))
 
-    def forward(self, features: Images) -> Images:
+    def forward(self, features: Images) -> Float[Tensor, "batch outputs rows columns"]:
         gelu, pool = nn.functional.gelu, nn.functional.max_pool2d
         features = gelu(self.first_norm(pool(self.first(features), 2)))
         return gelu(self.second_norm(self.second(features)))

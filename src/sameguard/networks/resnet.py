@@ -38,7 +38,7 @@ class _BasicBlock(nn.Module):
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
-    def forward(self, features: Images) -> Images:
+    def forward(self, features: Images) -> Float[Tensor, "batch outputs rows columns"]:
         relu = nn.functional.relu
         inner = self.second_norm(self.second(relu(self.first_norm(self.first(features)))))
         return relu(inner + self.shortcut(features))
