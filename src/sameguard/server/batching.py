@@ -1,0 +1,117 @@
+"""Bounded micro-batches: an idle worker starts at once, and what queues meanwhile goes together, up to a number of rows.
+
+A full queue refuses at once instead of letting requests wait for an answer that comes too late; an item whose deadline has passed, or
+whose request was cancelled, leaves the queue before it costs anything. The work runs in a thread of its own, off the event loop.
+What the work is, and what happens to those who are refused, is the caller's.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sameguard.errors import ConfigurationError, SameguardError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class QueueFullError(SameguardError, RuntimeError):
+    """The queue has no room for these rows: shed the request now."""
+
+
+class DeadlineError(SameguardError, TimeoutError):
+    """The item was not begun before its deadline."""
+
+
+@dataclass
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    rows: int
+    deadline: float
+    result: asyncio.Future[Result]
+
+
+class MicroBatcher(Generic[Item, Result]):
+    """Runs `work` on batches of items, one batch at a time, in the order of arrival.
+
+    work: items -> one result for each; what it raises is raised to everyone in that batch. executor: where it runs. max_rows: rows of one
+    batch (one item may have more: it then runs alone). max_waiting_rows: rows that may wait besides those at work. clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], list[Result]],
+        executor: Executor,
+        *,
+        max_rows: int,
+        max_waiting_rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_rows < 1 or max_waiting_rows < 1:
+            raise ConfigurationError(f"max_rows and max_waiting_rows must be at least 1, got {max_rows} and {max_waiting_rows}.")
+        self.work = work
+        self.executor = executor
+        self.max_rows = max_rows
+        self.max_waiting_rows = max_waiting_rows
+        self.clock = clock
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait and are still wanted."""
+        return sum(entry.rows for entry in self._waiting if not entry.result.done())
+
+    async def submit(self, item: Item, rows: int, *, deadline: float) -> Result:
+        """The item's result. deadline: value of the clock by which it must have been begun.
+
+        Raises QueueFullError at once where it does not fit, DeadlineError where it was not begun in time, and what the work raises.
+        """
+        waiting = self.waiting_rows
+        if self._worker is not None and waiting + rows > self.max_waiting_rows:
+            raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more, {waiting} wait: try again later.")
+        entry = _Waiting(item, rows, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._run())
+        return await entry.result
+
+    async def _run(self) -> None:
+        """Works until nothing waits. A cancelled caller has cancelled its future: such entries are dropped, never answered."""
+        try:
+            while batch := self._next_batch():
+                try:
+                    results = await asyncio.get_running_loop().run_in_executor(self.executor, self.work, [entry.item for entry in batch])
+                    if len(results) != len(batch):
+                        raise RuntimeError(f"work must give one result for each of {len(batch)} items, got {len(results)}.")
+                except Exception as error:
+                    for entry in batch:
+                        if not entry.result.done():
+                            entry.result.set_exception(error)
+                    continue
+                for entry, result in zip(batch, results, strict=True):
+                    if not entry.result.done():
+                        entry.result.set_result(result)
+        finally:
+            self._worker = None
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        rows, now = 0, self.clock()
+        while self._waiting:
+            entry = self._waiting[0]
+            if entry.result.done():
+                self._waiting.popleft()
+            elif entry.deadline <= now:
+                self._waiting.popleft()
+                entry.result.set_exception(DeadlineError(f"{entry.rows} rows waited until their deadline: the queue is too slow for them."))
+            elif batch and rows + entry.rows > self.max_rows:
+                break
+            else:
+                batch.append(self._waiting.popleft())
+                rows += entry.rows
+        return batch
