@@ -1,6 +1,23 @@
-"""Attacks: what tries to rebuild the victim from its answers."""
+"""Attacks: what tries to rebuild the victim from its answers. One thief a file; each is an object with `run(endpoint, seed)`."""
 
+from sameguard.attacks.active_thief import ActiveThief
 from sameguard.attacks.base import Attack, Extraction
+from sameguard.attacks.cloud_leak import CloudLeak
+from sameguard.attacks.copycat import Copycat
+from sameguard.attacks.jbda import JBDA, TargetedJBDA
 from sameguard.attacks.knockoff import KnockoffNets
+from sameguard.attacks.knockoff_adaptive import AdaptiveKnockoff
+from sameguard.attacks.noise import NoiseQueries
 
-__all__ = ["Attack", "Extraction", "KnockoffNets"]
+__all__ = [
+    "JBDA",
+    "ActiveThief",
+    "AdaptiveKnockoff",
+    "Attack",
+    "CloudLeak",
+    "Copycat",
+    "Extraction",
+    "KnockoffNets",
+    "NoiseQueries",
+    "TargetedJBDA",
+]
