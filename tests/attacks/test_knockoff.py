@@ -146,6 +146,42 @@ def test_vectors_can_be_stolen_with():
     assert found.queries.shape == (40, 5)
 
 
+def test_a_transform_is_applied_to_canonical_images_before_they_are_sent(victim, proxy):
+    seen = []
+
+    def negative(queries):
+        seen.append(queries)
+        return 1 - queries
+
+    meter = MeteredEndpoint(victim, budget=100, record=True)
+    found, plain = thief(proxy, transform=negative).run(meter, seed=0), thief(proxy).run(victim, seed=0)
+    np.testing.assert_array_equal(seen[0], plain.queries)
+    np.testing.assert_array_equal(found.queries, CONTRACT.canonicalise(1 - plain.queries))
+    np.testing.assert_array_equal(found.queries, meter.recorded().queries)
+
+
+def test_a_transform_that_changes_the_shape_is_refused_before_the_first_query(victim, proxy):
+    meter = MeteredEndpoint(victim, budget=100)
+    with pytest.raises(ConfigurationError, match=r"transform must keep the shape of the queries, \(100, 1, 8, 8\), got \(50, 1, 8, 8\)"):
+        thief(proxy, transform=lambda queries: queries[::2]).run(meter, seed=0)
+    assert meter.used == 0
+
+
+def test_one_answer_is_enough_to_train_a_network_with_batch_norm(victim, proxy):
+    limit = np.sort(CONTRACT.canonicalise(thief(proxy).run(victim, seed=0).queries)[:, 0, 0, 0])[0]
+    found = KnockoffNets(proxy, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4)), 100, config=SHORT).run(
+        Refusing(victim, limit), seed=0
+    )
+    assert 1 <= found.answered.sum() <= 2
+    assert all(torch.isfinite(parameter).all() for parameter in found.substitute.parameters())
+
+
+def test_what_the_machine_measures_today_does_not_choose_the_precision(victim, proxy):
+    automatic, plain = (thief(proxy, config=SHORT.with_(precision=precision)).run(victim, seed=0) for precision in ("auto", "fp32"))
+    for left, right in zip(automatic.substitute.parameters(), plain.substitute.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

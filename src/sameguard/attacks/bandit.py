@@ -127,7 +127,8 @@ class Rewards:
                 mean = held.sum(axis=0) / len(held) if len(held) else answer  # nothing is new where nothing is old
                 values.append(np.maximum(0.0, answer - mean).sum())
             else:
-                values.append(-np.where(answer > 0, answer * log_probs, 0.0).sum())  # 0 log 0 = 0
+                possible = answer > 0  # 0 log 0 = 0
+                values.append(-(answer[possible] @ log_probs[possible]))
         return np.array(values, np.float64)
 
 
