@@ -5,7 +5,21 @@ from functools import partial
 import numpy as np
 import pytest
 
-from sameguard.attacks import JBDA, ActiveThief, AdaptiveKnockoff, CloudLeak, Copycat, KnockoffNets, NoiseQueries, TargetedJBDA
+from sameguard.attacks import (
+    DFME,
+    JBDA,
+    MAZE,
+    ActiveThief,
+    AdaptiveKnockoff,
+    BenignMix,
+    CloudLeak,
+    Copycat,
+    FilteredKnockoff,
+    KnockoffNets,
+    NoiseQueries,
+    ProjectedKnockoff,
+    TargetedJBDA,
+)
 from sameguard.contract import InputContract
 from sameguard.data import Split
 from sameguard.data.transforms import blur
@@ -39,6 +53,20 @@ _jacobian = {"seed_count": 10, "round_fit": SHORT, "config": SHORT}
 
 # A row for each attack and each way of running it. `make(proxy, budget, control)` gives a new one; NoiseQueries and the like have no use for a proxy.
 ATTACKS = {
+    "dfme": lambda proxy, budget, control: DFME(substitute, budget, batch_size=8, latent=8, control=control),
+    "dfme, hard labels, kept": lambda proxy, budget, control: DFME(
+        substitute, budget, batch_size=8, latent=8, labels="hard", keep=20, control=control
+    ),
+    "maze": lambda proxy, budget, control: MAZE(substitute, budget, batch_size=4, latent=8, probes=2, control=control),
+    "filtered knockoff": lambda proxy, budget, control: FilteredKnockoff(
+        proxy, substitute, budget, score=lambda queries: queries.reshape(len(queries), -1).std(axis=1), config=SHORT, control=control
+    ),
+    "projected knockoff": lambda proxy, budget, control: ProjectedKnockoff(
+        proxy, substitute, budget, project=blur, config=SHORT, control=control
+    ),
+    "benign mix": lambda proxy, budget, control: BenignMix(
+        proxy, substitute, budget, benign=PROXY.raw[::-1].copy(), ratio=0.4, config=SHORT, control=control
+    ),
     "noise, uniform": lambda proxy, budget, control: NoiseQueries(substitute, budget, config=SHORT, control=control),
     "noise, bernoulli": lambda proxy, budget, control: NoiseQueries(substitute, budget, kind="bernoulli", config=SHORT, control=control),
     "knockoff": lambda proxy, budget, control: KnockoffNets(proxy, substitute, budget, config=SHORT, control=control),
@@ -74,7 +102,7 @@ ATTACKS = {
     ),
     "copycat": lambda proxy, budget, control: Copycat(proxy, substitute, budget, config=SHORT, control=control),
 }
-WITHOUT_PROXY = {"noise, uniform", "noise, bernoulli"}
+WITHOUT_PROXY = {"noise, uniform", "noise, bernoulli", "dfme", "dfme, hard labels, kept", "maze"}
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 every_attack_with_a_proxy = pytest.mark.parametrize("name", [name for name in ATTACKS if name not in WITHOUT_PROXY])
 

@@ -31,15 +31,22 @@ class Transcript:
     """What one run asked and what came back, in order.
 
     budget: queries that the run may spend. control: hears of each batch as the stage `queries`, and stops the run at its deadline.
+    keep: store only so many of the budget's queries, evenly spread, for a run whose queries would not fit in memory; None stores all.
     """
 
-    def __init__(self, endpoint: Endpoint, budget: int, batch_size: int, labels: str, control: RunControl | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, budget: int, batch_size: int, labels: str, control: RunControl | None = None, keep: int | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.budget = budget
         self.batch_size = batch_size
         self.labels = labels
         self.control = control or RunControl()
         self.asked = 0
+        self._kept: Flags | None = None
+        if keep is not None and keep < budget:
+            self._kept = np.zeros(budget, bool)
+            self._kept[np.linspace(0, budget - 1, keep).round().astype(np.int64)] = True
         self._began = time.monotonic()
         self._records: list[Record] = []
 
@@ -48,17 +55,22 @@ class Transcript:
         return self.budget - self.asked
 
     def ask(self, queries: np.ndarray) -> Record:
-        """Queries as sent and their answers, which are kept.
+        """Queries as sent and their answers.
 
         Raises TrainingPausedError at the control's deadline, InvalidVictimError where the endpoint is broken.
         """
         self._stop_at_deadline()
+        first = self.asked
         record = Record(*ask(self.endpoint, queries, self.batch_size, self.labels, self._on_batch))
-        self._records.append(record)
+        if self._kept is None:
+            self._records.append(record)
+        else:
+            rows = np.flatnonzero(self._kept[first : self.asked])
+            self._records.append(Record(*(column[rows] for column in record)))
         return record
 
     def so_far(self) -> Record:
-        """Everything asked and answered up to now."""
+        """Everything asked and answered up to now, or of it what is kept."""
         if len(self._records) > 1:
             self._records = [Record(*(np.concatenate(column) for column in zip(*self._records, strict=True)))]
         return self._records[0]
@@ -108,14 +120,14 @@ class Means:
             raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}.")
         check_labels(self.labels)
 
-    def begin(self, endpoint: Endpoint, seed: int) -> tuple[Transcript, nn.Module]:
+    def begin(self, endpoint: Endpoint, seed: int, keep: int | None = None) -> tuple[Transcript, nn.Module]:
         """An empty transcript and an untrained substitute, both tried against the endpoint before anything is asked.
 
         Raises ConfigurationError where the endpoint does not allow the budget or the substitute does not fit.
         """
         budget = resolve_budget(endpoint, self.budget)
         network = self.fresh(endpoint, seed)
-        return Transcript(endpoint, budget, self.batch_size, self.labels, self.control), network
+        return Transcript(endpoint, budget, self.batch_size, self.labels, self.control, keep), network
 
     def fresh(self, endpoint: Endpoint, seed: int) -> nn.Module:
         """An untrained substitute; the same one for the same seed."""
