@@ -67,7 +67,7 @@ def fitted(
     chosen = preset("cpu", victim.contract.shape, victim.classes)
     if auxiliary is not None:
         work.mkdir(parents=True, exist_ok=True)
-        for file in ("autoencoder.checkpoint", "answers.npy", "data.sha256"):
+        for file in ("autoencoder.checkpoint", "answers.npy", "answers.sha256", "data.sha256"):
             shutil.copy(out / f"artefact-{seed}.work" / file, work / file)
     same = SAME(victim.contract, victim.classes, auxiliary_config=auxiliary)
     control = RunControl(work, resume=True, progress=show, log=log)

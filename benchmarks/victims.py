@@ -14,44 +14,16 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sameguard.data import Split, load, split
-from sameguard.networks import Augmentation, Conv3, FastCifar, fit_classifier, predict_logits
-from sameguard.training import FitConfig, ProgressEvent, RunControl, seeded
+from sameguard.data import load
+from sameguard.evaluation.victims import RECIPES, held_out_split, new_network, train_victim
+from sameguard.networks import predict_logits
+from sameguard.training import ProgressEvent, RunControl
 
-HELD_OUT_SEED = 0
-LABEL_SMOOTHING = 0.2
-
-
-def held_out_split(train: Split) -> tuple[Split, Split]:
-    """The fixed 90 % that victims train on, and the 10 % that they never see."""
-    fitted, held_out = split(train, (0.9, 0.1), seed=HELD_OUT_SEED)
-    return fitted, held_out
-
-
-def new_victim(dataset: str) -> nn.Module:
-    return Conv3(10) if dataset == "mnist" else FastCifar(10)
-
-
-def train_victim(dataset: str, fitted: Split, control: RunControl, seed: int = 0) -> nn.Module:
-    with seeded(seed):
-        network = new_victim(dataset)
-    if dataset == "mnist":
-        config = FitConfig(epochs=8, batch_size=128, learning_rate=1e-3, weight_decay=1e-4, warmup_epochs=0.5, seed=seed)
-        fit_classifier(network, fitted.raw, fitted.labels, config, control, stage="victim")
-        return network
-    config = FitConfig(
-        epochs=15, batch_size=1024, learning_rate=1.5, weight_decay=1.33e-3, optimizer="sgd", momentum=0.85, schedule="linear",
-        warmup_epochs=3.45, final_fraction=0.07, gradient_clip=None, seed=seed,
-    )  # fmt: skip
-    fit_classifier(
-        network, fitted.raw, fitted.labels, config, control, stage="victim", label_smoothing=LABEL_SMOOTHING,
-        augmentation=Augmentation(shift=2, flip="alternate"),
-    )  # fmt: skip
-    return network
+VICTIMS = {"mnist": "conv3", "cifar10": "strong"}
 
 
 def load_victim(dataset: str, folder: Path, seed: int = 0) -> nn.Module:
-    network = new_victim(dataset)
+    network = new_network(VICTIMS[dataset])
     network.load_state_dict(load_file(folder / f"victim-{seed}.safetensors"))
     return network.eval()
 
@@ -70,7 +42,8 @@ def main(dataset: str, data_root: Path = Path("data"), out: Path = Path("runs"),
             )
 
     began = time.monotonic()
-    network = train_victim(dataset, fitted, RunControl(out / "checkpoints", resume=True, progress=show), seed)
+    config = RECIPES[VICTIMS[dataset]].fit.with_(seed=seed)
+    network = train_victim(VICTIMS[dataset], fitted, config, RunControl(out / "checkpoints", resume=True, progress=show))
     report = {
         "dataset": dataset,
         "seed": seed,

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,39 @@ def test_a_manifest_without_a_required_key_is_refused(directory, key):
     (directory / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=rf"got no {key}: fit again"):
         read_artifact(directory)
+
+
+def test_two_who_read_the_same_state_cannot_both_change_it(directory):
+    first, second = manifest_of(directory), manifest_of(directory)
+    update_artifact(directory, first, OLD)
+    with pytest.raises(ArtifactError, match="must be as it was when it was read, got another manifest: someone fitted or calibrated it"):
+        update_artifact(directory, second, NEW)
+    assert np.array_equal(read_artifact(directory).arrays("benign.npz")["scores"], OLD["scores"])
+
+
+def test_writers_and_readers_in_many_threads_never_meet_a_broken_artefact(directory):
+    update_artifact(directory, manifest_of(directory), OLD)
+
+    def write(seed: int) -> None:
+        for step in range(8):
+            with suppress_changed():
+                update_artifact(directory, manifest_of(directory), {"scores": np.full(50, 100.0 * seed + step)})
+
+    def read(_: int) -> None:
+        for _ in range(30):
+            assert "scores" in read_artifact(directory).arrays("benign.npz")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, seed) for seed in (1, 2) for work in (write, read)]:
+            done.result()
+
+
+@contextmanager
+def suppress_changed():
+    try:
+        yield
+    except ArtifactError as error:
+        assert "someone fitted or calibrated it meanwhile" in str(error)  # noqa: PT017 - losing the race is fine, anything else is not
 
 
 def test_an_edited_manifest_is_refused_whatever_was_edited(directory):

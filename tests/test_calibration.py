@@ -283,15 +283,21 @@ def test_the_victim_answers_each_benign_query_once():
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7])
-def test_roles_are_disjoint_by_content_and_duplicates_share_one(fraction):
+def test_roles_are_disjoint_by_content_and_copies_buy_nothing(fraction):
     distinct = smooth_images(150)
     benign = np.concatenate([distinct, distinct[:70], distinct[:30]])
-    scorer = BlurScorer()
-    calibrate(scorer, benign, linear_victim(), statistics_fraction=fraction)
+    scorer, plain = BlurScorer(), BlurScorer()
+    with pytest.warns(BiasedCalibrationWarning, match="100 of 250 benign queries are copies of others and were left out"):
+        threshold = calibrate(scorer, benign, linear_victim(), statistics_fraction=fraction)
     roles = scorer.calibration.digests
     assert not set(roles["statistics"]) & set(roles["calibration"])
-    assert sorted(np.concatenate([roles["statistics"], roles["calibration"]])) == sorted(keys_of(benign))
-    assert len(set(roles["statistics"])) == round(fraction * 150)
+    assert sorted(np.concatenate([roles["statistics"], roles["calibration"]])) == sorted(keys_of(distinct))
+    assert threshold == calibrate(plain, distinct, linear_victim(), statistics_fraction=fraction)
+
+
+def test_many_copies_of_few_queries_support_no_rate():
+    with pytest.warns(BiasedCalibrationWarning, match="copies"), pytest.raises(CalibrationError, match="needs at least 99"):
+        calibrate(BlurScorer(), np.repeat(smooth_images(10), 200, axis=0), linear_victim(), 0.01)
 
 
 def test_the_order_of_the_benign_queries_changes_nothing():

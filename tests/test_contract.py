@@ -291,3 +291,11 @@ def test_image_contracts_survive_json(settings):
 def test_bounds_of_vector_contracts_survive_strict_json(bounds):
     contract = InputContract.vectors(5, bounds=bounds, name="row")
     assert InputContract.from_json(json.loads(json.dumps(contract.to_json(), allow_nan=False))) == contract
+
+
+def test_lists_and_numpy_numbers_make_the_same_contract_as_tuples():
+    plain = InputContract.images(1, 8, 8, mean=(0.5,), std=(0.25,))
+    for kind in (list, np.float32, np.array):
+        mean, std = (kind([0.5]), kind([0.25]))
+        assert InputContract.images(1, 8, 8, mean=mean, std=std) == plain
+    assert InputContract.from_json(json.loads(json.dumps(plain.to_json()))) == plain

@@ -266,3 +266,9 @@ def test_a_time_budget_becomes_a_deadline():
     control = RunControl().with_time_budget(100.0)
     assert 99.0 < control.deadline - time.monotonic() <= 100.0
     assert RunControl().with_time_budget(None).deadline is None
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_before_training(seed):
+    with pytest.raises(ConfigurationError, match=r"seed must be in \[0, 2\^32\), got"):
+        FitConfig(seed=seed)

@@ -113,7 +113,7 @@ FINE = [[0.5, 0.25, 0.25]] * 2
         ([*FINE, [-0.1, 0.6, 0.5]], "probs", "must return probabilities >= 0, got -0.1: declare output='logits'"),
         ([*FINE, [0.5, 0.5, 0.5]], "probs", "must return probabilities that sum to 1 in each row, got a sum of 1.5: declare"),
         ([*FINE, [0.0, 0.0, 0.0]], "probs", "sum to 1 in each row, got a sum of 0:"),
-        ([*FINE, [0.5, 0.2, 0.298]], "probs", "sum to 1 in each row, got a sum of 0.998"),
+        ([*FINE, [0.5, 0.2, 0.29]], "probs", "sum to 1 in each row, got a sum of 0.99"),
         (np.full((3, 4), 0.25), "probs", r"must return shape \(3, 3\), .* got \(3, 4\): declare the right number of classes"),
         (np.full((3, 2), 0.5), "logits", r"must return shape \(3, 3\), .* got \(3, 2\)"),
         (FINE, "probs", r"must return shape \(3, 3\), one row per query .* got \(2, 3\)"),

@@ -16,6 +16,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,15 @@ import numpy as np
 
 from sameguard.errors import ArtifactError
 
+try:
+    import fcntl
+except ImportError:  # Windows: writers are not kept apart
+    fcntl = None
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
 REQUIRED = ("schema", "sameguard", "contract", "classes", "score", "views", "auxiliary", "files", "sha256")
+READ_ATTEMPTS = 5
 SIZE_LIMIT = 2 * 1024**3  # bytes of one file: more is not one of ours
 
 
@@ -53,12 +61,30 @@ def read_artifact(directory: str | Path, *, names: tuple[str, ...] | None = None
     Raises ArtifactError where there is none, its schema is newer, a file is missing, or a checksum is wrong.
     """
     directory = Path(directory)
+    for attempt in range(READ_ATTEMPTS):
+        before = _manifest_content(directory)
+        try:
+            return _read(directory, names)
+        except ArtifactError:  # a calibration may have committed between manifest and files: then read what is in force now
+            if attempt + 1 == READ_ATTEMPTS or _manifest_content(directory) == before:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _manifest_content(directory: Path) -> bytes | None:
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except OSError:
+        return None
+
+
+def _read(directory: Path, names: tuple[str, ...] | None) -> Artifact:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"artefact {directory} must hold a {MANIFEST}, got none: make one with `sameguard fit`.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"artefact manifest {path} must be readable JSON, got {type(error).__name__}: restore it or fit again."
         ) from error
@@ -147,7 +173,8 @@ def write_artifact(directory: str | Path, manifest: dict[str, Any], files: dict[
 def update_artifact(directory: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray], *, name: str = "benign.npz") -> None:
     """Adds one .npz file to an artefact and commits it with the new manifest; the old state stays valid until that rename.
 
-    Raises ArtifactError where the disk refuses; the artefact is then as it was.
+    manifest: the one that was read, with what changes. Raises ArtifactError where the disk refuses, or the artefact was changed since it was
+    read; it is then as it was.
     """
     directory = Path(directory)
     buffer = io.BytesIO()
@@ -158,13 +185,39 @@ def update_artifact(directory: str | Path, manifest: dict[str, Any], arrays: dic
     kept = {key: entry for key, entry in manifest["files"].items() if key != name}
     text = _manifest_bytes(manifest, {name: (file_name, content)}, kept)
     try:
-        _replace_file(directory / file_name, content)  # never in place: equal arrays have the name of the file that is in force
-        _replace_file(directory / MANIFEST, text)
+        with _locked(directory):
+            _check_unchanged(directory, manifest)
+            _replace_file(directory / file_name, content)  # never in place: equal arrays have the name of the file that is in force
+            _replace_file(directory / MANIFEST, text)
+            for old in [*directory.glob(f"{stem}-*.{suffix}"), directory / name]:  # what this or an interrupted update left behind
+                if old.name != file_name:
+                    old.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"artefact {directory} could not be changed: {error}; it is as it was.") from error
-    for old in [*directory.glob(f"{stem}-*.{suffix}"), directory / name]:  # what this or an interrupted update left behind
-        if old.name != file_name:
-            old.unlink(missing_ok=True)
+
+
+def _check_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
+    """Raises ArtifactError where the manifest on disk is no longer the one that `manifest` was made from."""
+    found = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("sha256")
+    if found != manifest.get("sha256"):
+        raise ArtifactError(
+            f"artefact {directory} must be as it was when it was read, got another manifest: someone fitted or calibrated it meanwhile; "
+            "read it again."
+        )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One writer at a time, where the system has advisory locks; a lock dies with its process."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _manifest_bytes(manifest: dict[str, Any], files: dict[str, tuple[str, bytes]], kept: dict[str, Any] | None = None) -> bytes:

@@ -143,6 +143,14 @@ def calibrate(
     scorer_digests = train_digests if train_digests is not None else getattr(scorer, "train_digests", None)
     queries = scorer.contract.canonicalise(benign)
     keys = short_digests(scorer.contract.digests(queries))
+    _, first = np.unique(keys, return_index=True)
+    if len(first) < len(keys):  # copies would buy a promise that the number of different queries does not support
+        warnings.warn(
+            f"{len(keys) - len(first)} of {len(keys)} benign queries are copies of others and were left out.",
+            BiasedCalibrationWarning,
+            stacklevel=2,
+        )
+        queries, keys = queries[np.sort(first)], keys[np.sort(first)]
     if from_training_data:
         warnings.warn(
             "calibration uses the victim's own training data: the victim is surer of them than of new queries, so honest users will be "

@@ -8,6 +8,7 @@ itself to a detector that could never see it in service.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class InputContract:
         object.__setattr__(
             self, "shape", tuple(int(side) for side in self.shape)
         )  # numpy integers would print otherwise, and change digests
+        for name in ("scale", "offset", "bounds"):  # lists and numpy floats: equal contracts must be equal, and JSON must hold them
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.shape) not in (1, 3) or any(side < 1 for side in self.shape):
             raise ConfigurationError(
                 f"contract shape must be (channels, height, width) or (features,) with positive sides, got {self.shape}: "
@@ -77,8 +80,8 @@ class InputContract:
         *,
         layout: Literal["NCHW", "NHWC", "flat"] = "NCHW",
         dtype: Literal["FP32", "UINT8"] = "FP32",
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
+        mean: Sequence[float] | np.ndarray | None = None,
+        std: Sequence[float] | np.ndarray | None = None,
         name: str = "input",
     ) -> "InputContract":
         """An image contract. UINT8 clients send 0..255; FP32 clients send [0, 1], or (x - mean) / std where both are given."""
@@ -89,7 +92,10 @@ class InputContract:
                 "contract dtype UINT8 sends pixels 0..255, got a mean and std as well: use FP32 for normalised clients."
             )
         scale: tuple[float, ...] = (1.0 / GRID_LEVELS,) if dtype == "UINT8" else (1.0,)
-        return cls((channels, height, width), name, dtype, layout, std or scale, mean or (0.0,))
+        if std is not None:
+            scale = tuple(float(value) for value in std)
+        offset = (0.0,) if mean is None else tuple(float(value) for value in mean)
+        return cls((channels, height, width), name, dtype, layout, scale, offset)
 
     @classmethod
     def vectors(cls, features: int, *, bounds: tuple[float, float] = (-math.inf, math.inf), name: str = "input") -> "InputContract":

@@ -69,6 +69,8 @@ class FitConfig:
             raise ConfigurationError(f"precision must be auto, fp32 or bf16, got {self.precision!r}.")
         if any(not 1 <= epoch <= self.epochs for epoch in self.snapshot_epochs):
             raise ConfigurationError(f"snapshot_epochs must be in [1, epochs = {self.epochs}], got {self.snapshot_epochs}.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigurationError(f"seed must be in [0, 2^32), got {self.seed}.")
         device = self.device.split(":")[0]
         if device not in ("cpu", "cuda"):
             raise ConfigurationError(f"device must be cpu or cuda, got {self.device!r}.")
@@ -356,7 +358,10 @@ def _save(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            raise TrainingError(f"checkpoint {path} could not be written: {error}; the last one stays.") from error
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

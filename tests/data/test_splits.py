@@ -90,3 +90,10 @@ def test_impossible_fractions_are_refused(fractions):
 def test_an_empty_part_is_refused():
     with pytest.raises(InvalidDataError, match=r"each part must get at least one row, got none for 0.01 of 10 rows"):
         split(distinct(10), (0.9, 0.01))
+
+
+def test_images_kept_as_floats_are_cut_like_the_same_images_in_8_bits():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 1, 4, 4), dtype=np.uint8)
+    floats = (pixels / np.float32(255.0)).astype(np.float32)
+    for mine, theirs in zip(*(split(Split(raw, None, 0), (0.8, 0.2)) for raw in (pixels, floats)), strict=True):
+        assert np.array_equal(mine.inputs, theirs.inputs)

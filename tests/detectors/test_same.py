@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sameguard.artifact import read_artifact
 from sameguard.calibration import WeakAuxiliaryWarning
 from sameguard.contract import InputContract
 from sameguard.data import Split
@@ -159,16 +160,62 @@ def test_checkpoints_of_other_data_are_refused(digits, victim, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["answers", "reconstructions"])
-def test_a_damaged_or_foreign_intermediate_array_is_refused_on_resume(digits, victim, tmp_path, name):
+def test_a_damaged_or_edited_intermediate_array_is_made_again_on_resume(digits, victim, tmp_path, name):
     fit(quick_same(digits), digits, victim, control=RunControl(tmp_path))
-    path = tmp_path / f"{name}.npy"
+    path, heard = tmp_path / f"{name}.npy", []
     whole = path.read_bytes()
-    path.write_bytes(whole[:90])
-    with pytest.raises(TrainingError, match=rf"{name}.npy must be a readable array of an earlier run, got ValueError: delete it"):
-        quick_same(digits).fit(digits.train, victim, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path, resume=True))
-    np.save(path, np.load(io.BytesIO(whole))[:-1])
-    with pytest.raises(TrainingError, match=rf"{name}.npy must hold \d+ rows"):
-        quick_same(digits).fit(digits.train, victim, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path, resume=True))
+    edited = io.BytesIO()
+    np.save(edited, np.roll(np.load(io.BytesIO(whole)), 1, axis=0))
+    for content in (whole[:90], edited.getvalue(), b""):
+        path.write_bytes(content)
+        fit(quick_same(digits), digits, victim, control=RunControl(tmp_path, resume=True, log=heard.append))
+        assert path.read_bytes() == whole
+    assert [line for line in heard if f"{name}.npy is damaged or was made from something else: it is made again" in line] == heard
+    assert len(heard) == 3
+
+
+def test_a_fit_that_starts_anew_leaves_nothing_of_an_older_one_to_be_resumed(digits, victim, tmp_path):
+    other = BlackBox(lambda raw: np.eye(10)[np.zeros(len(raw), int)], digits.contract, classes=10)
+    quick_same(digits).fit(digits.train, other, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path))
+    with pytest.raises(TrainingPausedError):
+        quick_same(digits).fit(digits.train, victim, QUICK, benign=digits.benign[:100], control=RunControl(tmp_path).with_time_budget(0.0))
+    resumed = fit(quick_same(digits), digits, victim, control=RunControl(tmp_path, resume=True))
+    clean = fit(quick_same(digits), digits, victim)
+    queries = digits.contract.canonicalise(digits.benign[:10])
+    found, wanted = (same.score_terms(queries, victim.answer(queries)) for same in (resumed, clean))
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+
+
+def test_reconstructions_of_another_autoencoder_are_not_taken_over(digits, victim, tmp_path):
+    fit(quick_same(digits), digits, victim, control=RunControl(tmp_path))
+    for name in ("autoencoder", "auxiliary"):
+        (tmp_path / f"{name}.checkpoint").unlink()
+    other = QUICK.with_(seed=1)
+    with pytest.warns(WeakAuxiliaryWarning):
+        resumed = quick_same(digits).fit(digits.train, victim, other, benign=digits.benign[:100], control=RunControl(tmp_path, resume=True))
+    with pytest.warns(WeakAuxiliaryWarning):
+        clean = quick_same(digits).fit(digits.train, victim, other, benign=digits.benign[:100])
+    for mine, theirs in zip(resumed.auxiliary.parameters(), clean.auxiliary.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_an_auxiliary_that_nothing_can_draw_anew_is_refused(digits, victim):
+    class Bare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(64, 10))
+
+        def forward(self, images):
+            return images.flatten(1) @ self.weight
+
+    with pytest.raises(ConfigurationError, match=r"auxiliary Bare must start from fresh weights, got weight that no reset_parameters\(\)"):
+        quick_same(digits).fit(digits.train, TorchVictim(Bare(), digits.contract, classes=10), QUICK, benign=digits.benign[:100])
+
+
+def test_the_artefact_says_what_the_fitted_victim_returns(digits, victim, fitted_same, tmp_path):
+    fitted_same.export(tmp_path / "logits")
+    assert read_artifact(tmp_path / "logits").manifest["victim"]["output"] == "logits"
 
 
 @pytest.mark.parametrize("target", ["victim_mse", "victim_kl", "labels_ce"])

@@ -10,8 +10,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from sameguard.cli.attack import attack_command
 from sameguard.cli.data import data_app
 from sameguard.cli.demo import demo_command
+from sameguard.cli.evaluate import evaluate_command, report_command
 from sameguard.cli.fit import calibrate_command, fit_command
 from sameguard.cli.score import score_command, show_command
 from sameguard.errors import SameguardError
@@ -47,4 +49,7 @@ app.command("calibrate")(calibrate_command)
 app.command("score")(score_command)
 app.command("show")(show_command)
 app.command("demo")(demo_command)
+app.command("attack")(attack_command)
+app.command("evaluate")(evaluate_command)
+app.command("report")(report_command)
 app.add_typer(data_app, name="data")

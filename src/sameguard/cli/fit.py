@@ -75,6 +75,9 @@ def fit_command(
     Example: sameguard fit --victim model.onnx --data mnist --held-out 0.1 --out guard/
     """
     torch_backed = _training_parts()
+    out = out.resolve()  # "." has a name too
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"--out {out} must be a directory, got a file of that name: choose another.")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"--out {out} must be new or empty, got a directory with content: choose another, or pass --overwrite.")
     work = work or out.with_name(f"{out.name}.work")
@@ -105,7 +108,7 @@ def fit_command(
         except torch_backed.TrainingPausedError as pause:
             typer.echo(f"{pause}\nGo on with the same command and --resume.", err=True)
             raise typer.Exit(130 if "interrupted" in str(pause) else PAUSED) from pause
-    scorer = detector.export(out, victim_output=black_box.output, overwrite=overwrite)
+    scorer = detector.export(out, overwrite=overwrite)
     _save_snapshots(detector, work)
     report = detector.report
     typer.echo(f"fitted on {report['rows']} rows; precision {report['precision']}; last training loss {report['epoch_losses'][-1]:.4g}")

@@ -7,8 +7,10 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from sameguard.artifact import read_artifact
 from sameguard.cli.sources import (
     ClassesOption,
     DataOption,
@@ -116,13 +118,14 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
 
     Example: sameguard show guard/
     """
-    scorer = Scorer(artifact, for_calibration=True)  # every checksum is verified; showing needs no particular engine
+    read_artifact(artifact)  # verifies every file, the weights too, which serving does not read
+    scorer = Scorer(artifact, for_calibration=True)  # showing needs no particular engine
     manifest = scorer.manifest
     if as_json:
         typer.echo(json.dumps(manifest, indent=2))
         return
     contract, fit, score = manifest["contract"], manifest.get("fit", {}), manifest["score"]
-    table = Table(show_header=False, title=str(artifact))
+    table = Table(show_header=False, title=escape(str(artifact)))
     table.add_row(
         "input", f"{contract['shape']} {contract['dtype']} {contract['layout']}, bounds {contract['bounds']}, grid {contract['grid']}"
     )

@@ -157,9 +157,9 @@ def _import(spec: str) -> Any:
         found = importlib.import_module(module_name)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's own module raises
         raise InvalidVictimError(
-            f"victim {spec} could not be imported: {error}. It is looked for on the Python path and in {Path.cwd()}."
+            f"victim {spec} could not be imported: {type(error).__name__}: {error}. It is looked for on the Python path and in {Path.cwd()}."
         ) from error
     return found
 

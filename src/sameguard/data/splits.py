@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sameguard.data.dataset import Split
+from sameguard.data.dataset import PIXEL_MAX, Split
 from sameguard.errors import ConfigurationError, InvalidDataError
 
 
@@ -35,9 +35,13 @@ def split(whole: Split, fractions: Sequence[float], seed: int = 0) -> tuple[Spli
 
 
 def content_digests(whole: Split) -> list[bytes]:
-    """The SHA-256 of each row's bytes as stored: equal for equal inputs (0.0 and -0.0 are equal), for no others."""
-    rows = whole.raw if whole.raw.dtype == np.uint8 else whole.raw + np.float32(0.0)  # -0.0 + 0.0 is 0.0
-    return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in rows]
+    """The SHA-256 of each row's content: equal for equal inputs, for no others. 8-bit images kept as floats count as what they are."""
+    raw = whole.raw
+    if raw.dtype != np.uint8:
+        levels = np.rint(raw * np.float32(PIXEL_MAX)) if raw.ndim == 4 else raw
+        on_grid = raw.ndim == 4 and np.array_equal(levels.astype(np.float32) / np.float32(PIXEL_MAX), raw)
+        raw = levels.astype(np.uint8) if on_grid else raw + np.float32(0.0)  # -0.0 + 0.0 is 0.0
+    return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in raw]
 
 
 def _ranks(whole: Split, seed: int) -> np.ndarray:

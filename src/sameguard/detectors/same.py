@@ -7,6 +7,7 @@ training inputs and the victim's answers to them: no outlier data, no query hist
 
 import copy
 import hashlib
+import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,7 @@ class SAME(TwoStageScorer):
         self.auxiliary = auxiliary
         self.autoencoder: MaskedAutoencoder | None = None
         self.train_digests = np.empty(0, np.uint64)
+        self.victim_output = "probs"  # what the fitted victim returns, for the manifest
         self.report: dict[str, Any] = {}
         self.snapshots: dict[int, dict[str, Tensor]] = {}
 
@@ -109,11 +111,13 @@ class SAME(TwoStageScorer):
         _bind(control, keys, victim, first)
         began = time.monotonic()
         self.autoencoder = self._fit_autoencoder(data[fitted], config, control)
-        answers = self._stored(control, "answers", len(data), lambda: self._answers(victim, data, control))
+        made_by = hashlib.sha256(repr((_known(victim, first), keys.tobytes())).encode()).digest()
+        answers = self._stored(control, "answers", made_by, lambda: self._answers(victim, data, control))
         self._fit_auxiliary(victim, data[fitted], answers[fitted], None if labels is None else labels[fitted], config, control)
         held_out = self.contract.canonicalise(benign[:HELD_OUT_LIMIT]) if benign is not None else _canonical(data[aside])
         agreement = self.agreement(held_out, victim)
         self.train_digests = np.unique(keys)
+        self.victim_output = victim.output
         self.report |= {
             "rows": len(fitted),
             "agreement": agreement,
@@ -164,7 +168,8 @@ class SAME(TwoStageScorer):
         inputs: np.ndarray = data
         transform = None
         if chosen.view == "full":
-            inputs = self._stored(control, "reconstructions", len(data), lambda: self._reconstructions(data, config.device, control))
+            made_by = _weights_digest(self.autoencoder) + hashlib.sha256(np.ascontiguousarray(data)).digest()
+            inputs = self._stored(control, "reconstructions", made_by, lambda: self._reconstructions(data, config.device, control))
         else:
             autoencoder = self.autoencoder
 
@@ -249,17 +254,28 @@ class SAME(TwoStageScorer):
 
         return _in_chunks("reconstructions", len(data), 256, chunk, control)
 
-    def _stored(self, control: RunControl, name: str, rows: int, make: Any) -> np.ndarray:
-        """An intermediate array, kept beside the checkpoints so that a resumed fit does not make it again."""
-        path = None if control.checkpoint_dir is None else Path(control.checkpoint_dir) / f"{name}.npy"
-        if path is not None and control.resume and path.exists():
-            return _read_stored(path, rows)
+    def _stored(self, control: RunControl, name: str, made_by: bytes, make: Any) -> np.ndarray:
+        """An intermediate array, kept beside the checkpoints so that a resumed fit does not make it again.
+
+        made_by: digest of what it was made from. An array of other origin, or a damaged one, is made again.
+        """
+        if control.checkpoint_dir is None:
+            return make()
+        path = Path(control.checkpoint_dir) / f"{name}.npy"
+        seal = path.with_suffix(".sha256")
+        if control.resume and path.exists() and seal.exists():
+            content = path.read_bytes()
+            if seal.read_text().strip() == hashlib.sha256(made_by + content).hexdigest():
+                return np.load(io.BytesIO(content), allow_pickle=False)
+            control.say(f"{path} is damaged or was made from something else: it is made again.")
         made = make()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, made, allow_pickle=False)
-            temporary.replace(path)
+        buffer = io.BytesIO()
+        np.save(buffer, made, allow_pickle=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(buffer.getbuffer())
+        seal.write_text(hashlib.sha256(made_by + buffer.getvalue()).hexdigest())
+        temporary.replace(path)
         return made
 
     # ------------------------------------------------------------------ network passes for scoring
@@ -296,7 +312,7 @@ class SAME(TwoStageScorer):
 
     # ------------------------------------------------------------------ export
 
-    def export(self, directory: str | Path, *, victim_output: str = "probs", overwrite: bool = False) -> Any:
+    def export(self, directory: str | Path, *, overwrite: bool = False) -> Any:
         """Writes the artefact (ONNX graphs, weights, manifest) and returns a `runtime.Scorer` on it, not yet calibrated.
 
         Raises NotFittedError before fit(), ArtifactError where the graphs do not reproduce torch or the disk refuses.
@@ -304,7 +320,7 @@ class SAME(TwoStageScorer):
         from sameguard.detectors.export import export_artifact
         from sameguard.runtime import Scorer
 
-        export_artifact(self, Path(directory), victim_output, overwrite)
+        export_artifact(self, Path(directory), self.victim_output, overwrite)
         return Scorer(directory, for_calibration=True)
 
 
@@ -319,16 +335,15 @@ def _digests(contract: InputContract, data: np.ndarray) -> np.ndarray:
     return np.concatenate([contract.digests(_canonical(data[start : start + 4096])) for start in range(0, len(data), 4096)])
 
 
-def _read_stored(path: Path, rows: int) -> np.ndarray:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise TrainingError(
-            f"{path} must be a readable array of an earlier run, got {type(error).__name__}: delete it to make it again."
-        ) from error
-    if len(found) != rows:
-        raise TrainingError(f"{path} must hold {rows} rows, one for each training row, got {len(found)}: delete it to make it again.")
-    return found
+def _known(victim: BlackBox, answers: np.ndarray) -> bytes:
+    return f"{victim.contract} {victim.classes} {victim.output}".encode() + (np.round(answers, 2) + 0.0).tobytes()
+
+
+def _weights_digest(network: nn.Module) -> bytes:
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def _bind(control: RunControl, keys: np.ndarray, victim: BlackBox, answers: np.ndarray) -> None:
@@ -339,7 +354,10 @@ def _bind(control: RunControl, keys: np.ndarray, victim: BlackBox, answers: np.n
     """
     if control.checkpoint_dir is None:
         return
-    known = f"{victim.contract} {victim.classes} {victim.output}".encode() + (np.round(answers, 2) + 0.0).tobytes()
+    if not control.resume:  # a fit that starts anew must find nothing of an older one when it is resumed
+        for name in ("autoencoder.checkpoint", "auxiliary.checkpoint", "answers.npy", "reconstructions.npy"):
+            (Path(control.checkpoint_dir) / name).unlink(missing_ok=True)
+    known = _known(victim, answers)
     for name, what, content in (("data", "training data", keys.tobytes()), ("victim", "victim", known)):
         path, digest = Path(control.checkpoint_dir) / f"{name}.sha256", hashlib.sha256(content).hexdigest()
         if control.resume and path.exists() and path.read_text().strip() != digest:
@@ -367,13 +385,23 @@ def _in_chunks(stage: str, rows: int, size: int, chunk: Any, control: RunControl
 
 
 def _reset(network: nn.Module) -> nn.Module:
-    """Fresh weights in place, from torch's (seeded) generator: an auxiliary must not start as the victim it is compared with."""
+    """Fresh weights in place, from torch's (seeded) generator: an auxiliary must not start as the victim it is compared with.
+
+    Raises ConfigurationError where a matrix of the network stays as it was: nothing knows how to draw it anew.
+    """
+    before = {name: value.detach().clone() for name, value in network.named_parameters() if value.ndim >= 2}
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     network.requires_grad_(True)  # a victim in service is often frozen; its twin has to learn
     if hasattr(network, "reset"):
         network.reset()
+    kept = [name for name, value in network.named_parameters() if name in before and torch.equal(value, before[name])]
+    if kept:
+        raise ConfigurationError(
+            f"auxiliary {type(network).__name__} must start from fresh weights, got {', '.join(kept)} that no reset_parameters() draws anew: "
+            "give the network a method reset(), or pass another auxiliary."
+        )
     return network
 
 

@@ -1,5 +1,6 @@
-"""Evaluation: the metrics that the laboratory reports."""
+"""Evaluation: the metrics that the laboratory reports, and the laboratory: `evaluation.run.evaluate`, `evaluation.report.write_report`."""
 
+from sameguard.evaluation.feasibility import infeasibilities, largest_average_precision
 from sameguard.evaluation.metrics import (
     accuracy,
     aupr_trapezoid,
@@ -21,5 +22,7 @@ __all__ = [
     "bootstrap_intervals",
     "fidelity",
     "fpr_at_tpr",
+    "infeasibilities",
+    "largest_average_precision",
     "tpr_at_fpr",
 ]
