@@ -372,3 +372,19 @@ def test_a_manifest_that_json_cannot_hold_changes_nothing(directory, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_artifact(tmp_path / "other", {**PLAIN, "agreement": float("inf")}, FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", [MANIFEST, "auxiliary.onnx"])
+def test_a_pipe_or_a_device_in_a_files_place_is_refused_at_once(directory, name):
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        (directory / name).unlink()
+        make(directory / name)
+        with pytest.raises(ArtifactError, match="must be a regular file, got something else"):
+            read_artifact(directory)
+
+
+def test_a_manifest_nested_beyond_reason_is_refused(directory):
+    (directory / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"must be readable JSON, got \w+Error"):
+        read_artifact(directory)

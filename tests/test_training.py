@@ -272,3 +272,9 @@ def test_a_time_budget_becomes_a_deadline():
 def test_a_seed_that_no_generator_takes_is_refused_before_training(seed):
     with pytest.raises(ConfigurationError, match=r"seed must be in \[0, 2\^32\), got"):
         FitConfig(seed=seed)
+
+
+@pytest.mark.parametrize("device", ["cpu:x", "cpu:", "tpu", "cuda:-1"])
+def test_a_device_that_does_not_exist_is_refused(device):
+    with pytest.raises(ConfigurationError, match=r"device (must be cpu or cuda|cuda needs)"):
+        FitConfig(device=device)

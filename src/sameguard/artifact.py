@@ -72,14 +72,22 @@ def read_artifact(directory: str | Path, *, names: tuple[str, ...] | None = None
 
 
 def _manifest_content(directory: Path) -> bytes | None:
+    path = directory / MANIFEST
     try:
-        return (directory / MANIFEST).read_bytes()
+        return None if _is_endless(path) else path.read_bytes()
     except OSError:
         return None
 
 
+def _is_endless(path: Path) -> bool:
+    """Whether a device or a pipe lies there, which would be read for ever."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _read(directory: Path, names: tuple[str, ...] | None) -> Artifact:
     path = directory / MANIFEST
+    if _is_endless(path):
+        raise ArtifactError(f"artefact manifest {path} must be a regular file, got something else: it is not ours.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -125,6 +133,8 @@ def _verified(directory: Path, name: str, entry: dict[str, Any]) -> bytes:
     if file_name in ("", "..") or Path(file_name).name != file_name:
         raise ArtifactError(f"artefact file {name} must be a plain file name in the artefact's directory, got {file_name!r}.")
     path = directory / file_name
+    if _is_endless(path):
+        raise ArtifactError(f"artefact file {path} must be a regular file, got something else: it is not ours.")
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise ArtifactError(f"artefact file {path} must be at most {SIZE_LIMIT} bytes, got {path.stat().st_size}: it is not ours.")

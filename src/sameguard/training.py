@@ -72,7 +72,8 @@ class FitConfig:
         if not 0 <= self.seed < 2**32:
             raise ConfigurationError(f"seed must be in [0, 2^32), got {self.seed}.")
         device = self.device.split(":")[0]
-        if device not in ("cpu", "cuda"):
+        index = self.device.removeprefix(device).removeprefix(":")
+        if device not in ("cpu", "cuda") or not (index.isdigit() or self.device == device):
             raise ConfigurationError(f"device must be cpu or cuda, got {self.device!r}.")
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigurationError("device cuda needs a CUDA build of torch and a GPU, got neither: use device cpu.")
@@ -382,13 +383,14 @@ def _restore(
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        generator.set_state(content["generator"])
+        state.step, state.loss_sum = int(content["step"]), float(content["loss_sum"])
+        state.epoch_losses, state.snapshots = content["epoch_losses"], content["snapshots"]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(
-            f"checkpoint {path} must hold this network's weights, got another network's: delete it to start again."
+            f"checkpoint {path} must hold this network's weights and state, got {type(error).__name__}: it is another network's or was edited; "
+            "delete it to start again."
         ) from error
-    generator.set_state(content["generator"])
-    state.step, state.loss_sum = content["step"], content["loss_sum"]
-    state.epoch_losses, state.snapshots = content["epoch_losses"], content["snapshots"]
 
 
 @contextmanager
