@@ -388,3 +388,18 @@ def test_a_manifest_nested_beyond_reason_is_refused(directory):
     (directory / MANIFEST).write_text("[" * 100_000)
     with pytest.raises(ArtifactError, match=r"must be readable JSON, got \w+Error"):
         read_artifact(directory)
+
+
+def test_ctrl_c_between_the_renames_of_an_overwrite_puts_the_old_artefact_back(directory, monkeypatch):
+    before, rename = contents(directory), Path.rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_artifact(directory, PLAIN, {"auxiliary.onnx": b"new"}, overwrite=True)
+    assert contents(directory) == before
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]

@@ -264,10 +264,11 @@ def _swap(temporary: Path, directory: Path) -> None:
         temporary.rename(directory)
         return
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    directory.rename(aside)
     try:
+        directory.rename(aside)
         temporary.rename(directory)
-    except OSError:
-        aside.rename(directory)
+    except BaseException:  # Ctrl-C between the two renames as well
+        if aside.exists() and not directory.exists():
+            aside.rename(directory)
         raise
     shutil.rmtree(aside, ignore_errors=True)
