@@ -10,7 +10,7 @@ from sameguard.contract import InputContract
 from sameguard.endpoint import Endpoint, MeteredEndpoint
 from sameguard.errors import ConfigurationError, InvalidQueryError, InvalidVictimError, NotFittedError
 from sameguard.guard import Guard
-from sameguard.policies import Policy, Reject
+from sameguard.policies import Allow, Challenge, CoarseAnswers, Coarsen, Ladder, Policy, Pricing, ProofOfWork, Puzzle, Refuse, Reject
 from sameguard.scoring import ScoreConfig, TwoStageScorer
 from sameguard.victim import BlackBox
 from stand_ins import CLASSES, IMAGES, WEIGHTS, BlurScorer, Watched, linear_victim, noise_images, smooth_images, unchecked
@@ -150,6 +150,135 @@ def test_nan_scores_are_refused(watched, row_policy):
     answers = guarding(watched, broken, Reject(everything), row_policy=row_policy).query(queries[:3])
     assert answers.answered.tolist() == ([False, True, True] if row_policy == "each" else [False] * 3)
     assert np.isnan(answers.probs[0]).all()
+
+
+# ---------------------------------------------------------------------- what is paid, what is coarsened
+
+CHEAP = Pricing(Puzzle("PBKDF2/SHA-256", cost=1000, seconds_per_try=0.01))
+
+
+class Chosen:
+    """A policy of given actions: the first part of the rows for stage A, then all that it is asked."""
+
+    def __init__(self, stage_a: list, later: list) -> None:
+        self.stage_a = stage_a
+        self.later = later
+        self.judged: list[int] = []
+        self.largest_work = 100
+
+    def decide_stage_a(self, stage_a_scores: np.ndarray) -> list:
+        return self.stage_a[: len(stage_a_scores)]
+
+    def decide(self, scores: np.ndarray) -> list:
+        self.judged.append(len(scores))
+        return self.later[: len(scores)]
+
+
+def test_who_is_challenged_pays_and_is_answered(scorer, watched):
+    policy = ProofOfWork(scorer.calibration, pricing=CHEAP)
+    guard = guarding(watched, scorer, policy)
+    queries = noise_images(60)
+    answers = guard.query(queries)
+    assert answers.answered.all()
+    assert np.allclose(answers.probs, linear_victim().answer(queries), atol=1e-6)
+    charged = [action for action in policy.decide_stage_a(scorer.stage_a_score(scorer.reconstruct(queries))) if action != Allow()]
+    assert len(charged) > 30
+    assert guard.challenged >= len(charged)
+    works = sum(action.work for action in charged)
+    assert guard.challenged <= guard.tries <= 2 * CHEAP.largest_work * guard.challenged
+    assert 0.6 * works < guard.tries  # a mean of many uniform draws
+
+
+def test_ordinary_users_pay_almost_nothing_and_the_price_is_drawn_from_the_seed(scorer, watched):
+    policy = ProofOfWork(scorer.calibration, pricing=CHEAP)
+    first, again, other = (Guard(victim_of(watched), scorer, policy, seed=seed) for seed in (0, 0, 1))
+    for guard in (first, again, other):
+        assert guard.query(smooth_images(300, seed=7)).answered.all()
+        assert guard.query(noise_images(40)).answered.all()
+    assert (first.challenged, first.tries) == (again.challenged, again.tries)
+    assert first.challenged == other.challenged
+    assert first.tries != other.tries
+    honest = Guard(victim_of(watched), scorer, policy)
+    honest.query(smooth_images(300, seed=7))
+    low, high = flag_count_range(300, policy.benign_levels.thresholds[0].k, policy.benign_levels.thresholds[0].n)
+    assert low <= honest.challenged <= high
+
+
+def test_tries_are_uniform_from_one_to_twice_the_work(scorer, watched):
+    guard = guarding(watched, scorer, Chosen([Challenge(1, 3)] * 40, []))
+    seen = []
+    for _ in range(600):
+        before = guard.tries
+        guard.query(smooth_images(1))
+        seen.append(guard.tries - before)
+    counts = np.bincount(seen, minlength=8)
+    assert set(seen) == {1, 2, 3, 4, 5, 6}
+    assert np.abs(counts[1:7] - 100).max() < 40  # four standard deviations
+    assert guard.challenged == 600
+
+
+def test_coarsened_answers_name_the_class_and_no_more(scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    answers = guarding(watched, scorer, CoarseAnswers(threshold)).query(queries)
+    open_answers = linear_victim().answer(queries)
+    assert answers.answered.all()
+    poor = early | late
+    assert np.array_equal(answers.probs[poor], np.eye(CLASSES, dtype=np.float32)[open_answers[poor].argmax(axis=1)])
+    assert np.allclose(answers.probs[~poor], open_answers[~poor], atol=1e-6)
+    assert len(watched.rows) == 80
+
+
+def test_each_row_gets_what_its_own_action_says(scorer, watched):
+    later = [Allow(), Coarsen(1), Coarsen(), Challenge(1, 5), Refuse()]
+    guard = guarding(watched, scorer, Chosen([Allow()] * 5 + [Refuse(), Challenge(2, 9), Coarsen()], later))
+    queries = smooth_images(8)
+    answers, exact = guard.query(queries), linear_victim().answer(queries)
+    assert answers.answered.tolist() == [True, True, True, True, False, False, True, True]
+    assert np.allclose(answers.probs[[0, 3, 6]], exact[[0, 3, 6]], atol=1e-6)
+    assert np.abs(answers.probs[1] * 10 - np.rint(answers.probs[1] * 10)).max() < 1e-5
+    assert answers.probs[[2, 7]].max(axis=1).tolist() == [1.0, 1.0]
+    assert np.isnan(answers.probs[[4, 5]]).all()
+    assert guard.challenged == 2
+    assert guard.policy.judged == [5]  # what stage A settled is not scored again
+    assert len(watched.rows) == 7
+
+
+def test_under_worst_a_batch_pays_the_sum_of_its_rows_once(scorer, watched):
+    rows = [Challenge(1, 3), Challenge(2, 40), Allow(), Allow()]
+    guard = guarding(watched, scorer, Chosen(rows, [Allow(), Challenge(1, 3)]), row_policy="worst")
+    tries = []
+    for _ in range(200):
+        before = guard.tries
+        assert guard.query(smooth_images(4)).answered.all()
+        tries.append(guard.tries - before)
+    assert guard.challenged == 200
+    assert max(tries) <= 2 * 46
+    assert abs(np.mean(tries) - 46.5) < 8  # four standard errors of 1.9
+
+
+def test_a_batch_that_costs_too_much_is_asked_again_in_halves(scorer, watched):
+    guard = guarding(watched, scorer, Chosen([Challenge(1, 40)] * 7, []), row_policy="worst")  # 280 tries, 100 are allowed
+    queries = smooth_images(7)
+    answers = guard.query(queries)
+    assert answers.answered.all()
+    assert np.allclose(answers.probs, linear_victim().answer(queries), atol=1e-6)
+    assert guard.challenged == 4  # rows 0; 1, 2; 3, 4; 5, 6
+    alone = guarding(watched, scorer, Chosen([Challenge(1, 101)], []), row_policy="worst")
+    assert not alone.query(smooth_images(1)).answered.any()
+
+
+def test_under_worst_one_coarsened_row_coarsens_the_batch(scorer, watched):
+    guard = guarding(watched, scorer, Chosen([Allow()] * 3, [Allow(), Coarsen(), Allow()]), row_policy="worst")
+    answers = guard.query(smooth_images(3))
+    assert answers.probs.max(axis=1).tolist() == [1.0, 1.0, 1.0]
+
+
+@EITHER
+def test_a_ladder_answers_everyone_else_in_full(scorer, watched, row_policy):
+    guard = guarding(watched, scorer, Ladder(scorer.calibration, pricing=CHEAP), row_policy=row_policy)
+    assert not guard.query(noise_images(50)).answered.all()
+    queries = smooth_images(1, seed=3)
+    assert np.allclose(guard.query(queries).probs, linear_victim().answer(queries), atol=1e-6)
 
 
 # ---------------------------------------------------------------------- the whole

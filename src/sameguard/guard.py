@@ -1,26 +1,43 @@
-"""The guard in process: one victim pass, one score, one decision for each query. It is itself an Endpoint, so attacks run against it."""
+"""The guard in process: one victim pass, one score, one decision for each query. It is itself an Endpoint, so attacks run against it.
 
+It also plays the client that pays: a challenged query is answered, and what its proof would have cost is counted, not computed. How
+challenges are issued, proved and redeemed is the server's.
+"""
+
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from sameguard.endpoint import Answers
 from sameguard.errors import ConfigurationError
-from sameguard.policies.base import Action, Allow, Policy
+from sameguard.policies.base import Action, Allow, Challenge, Coarsen, Policy, Refuse, TooCostly, action_of_batch
+from sameguard.policies.coarsen import coarsened
 from sameguard.scoring.two_stage import TwoStageScorer
-from sameguard.shapes import Flags
+from sameguard.shapes import Queries
 from sameguard.victim import BlackBox
 
 
 class Guard:
-    """Answers what the policy allows and withholds the rest (NaN probabilities, answered False).
+    """Answers what the policy allows, in full or coarsened, and withholds the rest (NaN probabilities, answered False).
 
     row_policy: `each` treats every row alone; `worst` treats a batch as its most suspicious row, as over HTTP, where one request has
-    one status. Queries that stage A refuses are never sent to the victim. A calibrated scorer's canary queries are asked once, here: a
-    victim that answers them otherwise than at calibration raises InvalidVictimError.
+    one status; there a batch that is too costly is asked again in halves, as our client does. Queries that stage A refuses are never sent
+    to the victim, those that it challenges or coarsens are not scored again. seed: of the numbers of tries, drawn as a server draws them.
+
+    challenged: challenges so far. tries: key derivations that their proofs cost, see `policies.Pricing`. A calibrated scorer's canary
+    queries are asked once, here: a victim that answers them otherwise than at calibration raises InvalidVictimError.
     """
 
-    def __init__(self, victim: BlackBox, scorer: TwoStageScorer, policy: Policy, *, row_policy: Literal["each", "worst"] = "each") -> None:
+    def __init__(
+        self,
+        victim: BlackBox,
+        scorer: TwoStageScorer,
+        policy: Policy,
+        *,
+        row_policy: Literal["each", "worst"] = "each",
+        seed: int = 0,
+    ) -> None:
         if row_policy not in ("each", "worst"):
             raise ConfigurationError(f"row_policy must be each or worst, got {row_policy!r}.")
         if victim.contract != scorer.contract:
@@ -36,26 +53,61 @@ class Guard:
         self.row_policy = row_policy
         self.contract = victim.contract
         self.classes = victim.classes
+        self.challenged = 0
+        self.tries = 0
+        self._draw = np.random.default_rng(seed)
 
     def query(self, queries: np.ndarray) -> Answers:
         """Answers to canonical queries; refused rows hold NaN. Raises InvalidQueryError, InvalidVictimError."""
         queries = self.contract.canonicalise(queries)
-        probs = np.full((len(queries), self.classes), np.nan, np.float32)
+        actions, answers = self._judge(queries)
+        if self.row_policy == "worst":
+            action = action_of_batch(actions, getattr(self.policy, "largest_work", None))
+            if isinstance(action, TooCostly) and len(queries) > 1:
+                return self._in_halves(queries)
+            self._pay([action])
+            actions = [action] * len(queries)
+        else:
+            self._pay(actions)
+        return _released(actions, answers)
+
+    def _judge(self, queries: Queries) -> tuple[list[Action], np.ndarray]:
+        """The action for each row, and the victim's answers; NaN where it was not asked."""
+        answers = np.full((len(queries), self.classes), np.nan, np.float32)
         reconstruction = self.scorer.reconstruct(queries)
         stage_a = self.scorer.stage_a_score(reconstruction)
-        passed = np.ones(len(queries), bool) if stage_a is None else self._allowed(self.policy.decide_stage_a(stage_a))
-        asked = np.flatnonzero(passed)
-        if len(asked) == 0:
-            return Answers(probs, passed)
-        answers = self.victim.answer(queries[asked])
-        kept = reconstruction.take(asked)
-        scores = self.scorer.combined_score(kept, self.scorer.deviation(kept, answers))
-        allowed = self._allowed(self.policy.decide(scores))
-        answered = np.zeros(len(queries), bool)
-        answered[asked[allowed]] = True
-        probs[asked[allowed]] = answers[allowed]
-        return Answers(probs, answered)
+        actions: list[Action] = [Allow()] * len(queries) if stage_a is None else list(self.policy.decide_stage_a(stage_a))
+        refused = np.array([isinstance(action, Refuse) for action in actions])
+        if self.row_policy == "worst" and refused.any():
+            return actions, answers
+        asked = np.flatnonzero(~refused)
+        if len(asked):
+            answers[asked] = self.victim.answer(queries[asked])
+        open_rows = np.flatnonzero([isinstance(action, Allow) for action in actions])  # the others are settled
+        if len(open_rows):
+            kept = reconstruction.take(open_rows)
+            scores = self.scorer.combined_score(kept, self.scorer.deviation(kept, answers[open_rows]))
+            for row, action in zip(open_rows, self.policy.decide(scores), strict=True):
+                actions[row] = action
+        return actions, answers
 
-    def _allowed(self, actions: list[Action]) -> Flags:
-        allowed = np.array([isinstance(action, Allow) for action in actions])
-        return np.full(len(allowed), allowed.all()) if self.row_policy == "worst" else allowed
+    def _pay(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Challenge):
+                self.challenged += 1
+                self.tries += int(self._draw.integers(1, 2 * action.work, endpoint=True))
+
+    def _in_halves(self, queries: Queries) -> Answers:
+        middle = len(queries) // 2
+        first, second = self.query(queries[:middle]), self.query(queries[middle:])
+        return Answers(np.concatenate([first.probs, second.probs]), np.concatenate([first.answered, second.answered]))
+
+
+def _released(actions: Sequence[Action], answers: np.ndarray) -> Answers:
+    probs = answers.copy()
+    answered = np.array([isinstance(action, Allow | Coarsen | Challenge) for action in actions])
+    probs[~answered] = np.nan
+    for coarsening in {action for action in actions if isinstance(action, Coarsen)}:
+        rows = [action == coarsening for action in actions]
+        probs[rows] = coarsened(answers[rows], coarsening)
+    return Answers(probs, answered)
