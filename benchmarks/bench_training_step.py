@@ -9,9 +9,10 @@ from contextlib import nullcontext
 import torch
 
 from machine import report, seconds
+from sameguard.precision import compile_in_place
 from sameguard.reconstruction import MAEConfig, MaskedAutoencoder
 from sameguard.reconstruction.transformer import Attention
-from sameguard.training import RunControl, compile_in_place, seeded
+from sameguard.training import seeded
 
 BATCH = 256
 
@@ -23,7 +24,7 @@ def step_of(*, bf16: bool, fused: bool, compiled: bool):
         if isinstance(module, Attention):
             module.fused = fused
     if compiled:
-        compile_in_place([network.encoder, network.decoder], RunControl(log=print))
+        compile_in_place([network.encoder, network.decoder], print)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     images, generator = torch.rand(BATCH, 3, 32, 32), torch.Generator().manual_seed(0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sameguard.training import cpu_has_bf16
+from sameguard.precision import cpu_has_bf16
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 

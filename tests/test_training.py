@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sameguard import training
+from sameguard import precision, training
 from sameguard.errors import ConfigurationError, TrainingError
 from sameguard.training import FitConfig, RunControl, TrainingPausedError, schedule_factor, seeded, train
 
@@ -221,16 +221,16 @@ def test_progress_counts_to_the_end_with_loss_and_time_left():
 
 
 def test_auto_precision_is_bf16_only_where_the_processor_multiplies_it(monkeypatch):
-    monkeypatch.setattr(training, "_measured", {})
-    monkeypatch.setattr(training, "cpu_has_bf16", lambda: False)
-    assert training.resolve_precision("auto") == "fp32"
-    assert training.resolve_precision("bf16") == "bf16"
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    assert precision.resolve_precision("auto") == "fp32"
+    assert precision.resolve_precision("bf16") == "bf16"
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    monkeypatch.setattr(precision.shutil, "which", lambda name: None)
     said: list[str] = []
-    training.compile_in_place([Line()], RunControl(log=said.append))
+    precision.compile_in_place([Line()], said.append)
     assert said == ["torch.compile needs a C++ compiler and found none: training goes on uncompiled."]
 
 

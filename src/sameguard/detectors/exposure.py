@@ -16,7 +16,8 @@ from sameguard.detectors.base import tie_checkpoint, training_rows
 from sameguard.errors import ConfigurationError, InvalidDataError, NotFittedError
 from sameguard.networks import Augmentation
 from sameguard.networks.classifier import as_float
-from sameguard.training import FitConfig, RunControl, TrainReport, compile_in_place, train
+from sameguard.precision import compile_in_place
+from sameguard.training import FitConfig, RunControl, TrainReport, train
 
 JointLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs of training rows, their labels, outputs of outliers -> a number
 SMALL_DATA = 10_000  # rows below which more epochs cost little
@@ -52,7 +53,7 @@ def fit_beside_outliers(
         with torch.no_grad():
             network.set_normalisation(as_float(data[:5000]).cpu())
     if config.compile:
-        compile_in_place([network], control)
+        compile_in_place([network], control.say)
 
     def step(indices: Tensor, generator: torch.Generator, epoch: int) -> Tensor:
         drawn = torch.randint(len(outside), (outliers_per_row * len(indices),), generator=generator, device=indices.device)

@@ -7,7 +7,6 @@ training inputs and the victim's answers to them: no outlier data, no query hist
 
 import copy
 import hashlib
-import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +19,19 @@ from torch import Tensor, nn
 from sameguard.calibration import short_digests, warn_of_weak_auxiliary
 from sameguard.contract import InputContract
 from sameguard.data import Split
+from sameguard.detectors.checkpoints import bind, in_chunks, known, stored, weights_digest
 from sameguard.detectors.presets import AuxiliaryConfig, Preset, default_auxiliary, preset
-from sameguard.errors import ConfigurationError, InvalidDataError, NotFittedError, TrainingError
+from sameguard.errors import ConfigurationError, InvalidDataError, NotFittedError
 from sameguard.networks.classifier import as_float, fit_classifier, predict_logits
 from sameguard.networks.sharing import frozen, memory_bytes, share_trunk
 from sameguard.networks.torch_victim import TorchVictim
+from sameguard.precision import compile_in_place
 from sameguard.reconstruction import MAEConfig, MaskedAutoencoder
 from sameguard.scoring.combination import ScoreConfig
 from sameguard.scoring.texture import Terms
 from sameguard.scoring.two_stage import TwoStageScorer
 from sameguard.shapes import Queries
-from sameguard.training import FitConfig, ProgressEvent, RunControl, TrainingPausedError, compile_in_place, seeded, train
+from sameguard.training import FitConfig, RunControl, seeded, train
 from sameguard.victim import BlackBox
 
 HELD_OUT_SHARE, HELD_OUT_LIMIT = 0.05, 2000  # of the training rows, to measure agreement where the owner gives no benign data
@@ -108,11 +109,11 @@ class SAME(TwoStageScorer):
         fitted, aside = self._rows(len(data), benign, config.seed)
         keys = short_digests(_digests(self.contract, data))
         first = victim.answer(_canonical(data[:32]))
-        _bind(control, keys, victim, first)
+        bind(control, keys, victim, first)
         began = time.monotonic()
         self.autoencoder = self._fit_autoencoder(data[fitted], config, control)
-        made_by = hashlib.sha256(repr((_known(victim, first), keys.tobytes())).encode()).digest()
-        answers = self._stored(control, "answers", made_by, lambda: self._answers(victim, data, control))
+        made_by = hashlib.sha256(repr((known(victim, first), keys.tobytes())).encode()).digest()
+        answers = stored(control, "answers", made_by, lambda: self._answers(victim, data, control))
         self._fit_auxiliary(victim, data[fitted], answers[fitted], None if labels is None else labels[fitted], config, control)
         held_out = self.contract.canonicalise(benign[:HELD_OUT_LIMIT]) if benign is not None else _canonical(data[aside])
         agreement = self.agreement(held_out, victim)
@@ -140,7 +141,7 @@ class SAME(TwoStageScorer):
         rows = torch.from_numpy(data).to(config.device)
         network.set_normalisation(as_float(rows[:5000]))
         if config.compile:
-            compile_in_place([network.encoder, network.decoder], control)
+            compile_in_place([network.encoder, network.decoder], control.say)
 
         def step(indices: Tensor, generator: torch.Generator, epoch: int) -> Tensor:
             return network.loss(as_float(rows[indices]), generator)
@@ -168,8 +169,8 @@ class SAME(TwoStageScorer):
         inputs: np.ndarray = data
         transform = None
         if chosen.view == "full":
-            made_by = _weights_digest(self.autoencoder) + hashlib.sha256(np.ascontiguousarray(data)).digest()
-            inputs = self._stored(control, "reconstructions", made_by, lambda: self._reconstructions(data, config.device, control))
+            made_by = weights_digest(self.autoencoder) + hashlib.sha256(np.ascontiguousarray(data)).digest()
+            inputs = stored(control, "reconstructions", made_by, lambda: self._reconstructions(data, config.device, control))
         else:
             autoencoder = self.autoencoder
 
@@ -241,7 +242,7 @@ class SAME(TwoStageScorer):
         def chunk(start: int) -> np.ndarray:
             return victim.answer(_canonical(data[start : start + victim.batch_size]))
 
-        return _in_chunks("answers", len(data), victim.batch_size, chunk, control)
+        return in_chunks("answers", len(data), victim.batch_size, chunk, control)
 
     @torch.no_grad()
     def _reconstructions(self, data: np.ndarray, device: str, control: RunControl) -> np.ndarray:
@@ -252,31 +253,7 @@ class SAME(TwoStageScorer):
             images = self.autoencoder.reconstruct_full(batch).cpu().numpy()
             return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8) if data.dtype == np.uint8 else images
 
-        return _in_chunks("reconstructions", len(data), 256, chunk, control)
-
-    def _stored(self, control: RunControl, name: str, made_by: bytes, make: Any) -> np.ndarray:
-        """An intermediate array, kept beside the checkpoints so that a resumed fit does not make it again.
-
-        made_by: digest of what it was made from. An array of other origin, or a damaged one, is made again.
-        """
-        if control.checkpoint_dir is None:
-            return make()
-        path = Path(control.checkpoint_dir) / f"{name}.npy"
-        seal = path.with_suffix(".sha256")
-        if control.resume and path.exists() and seal.exists():
-            content = path.read_bytes()
-            if seal.read_text().strip() == hashlib.sha256(made_by + content).hexdigest():
-                return np.load(io.BytesIO(content), allow_pickle=False)
-            control.say(f"{path} is damaged or was made from something else: it is made again.")
-        made = make()
-        buffer = io.BytesIO()
-        np.save(buffer, made, allow_pickle=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(buffer.getbuffer())
-        seal.write_text(hashlib.sha256(made_by + buffer.getvalue()).hexdigest())
-        temporary.replace(path)
-        return made
+        return in_chunks("reconstructions", len(data), 256, chunk, control)
 
     # ------------------------------------------------------------------ network passes for scoring
 
@@ -333,55 +310,6 @@ def _canonical(data: np.ndarray) -> Queries:
 
 def _digests(contract: InputContract, data: np.ndarray) -> np.ndarray:
     return np.concatenate([contract.digests(_canonical(data[start : start + 4096])) for start in range(0, len(data), 4096)])
-
-
-def _known(victim: BlackBox, answers: np.ndarray) -> bytes:
-    return f"{victim.contract} {victim.classes} {victim.output}".encode() + (np.round(answers, 2) + 0.0).tobytes()
-
-
-def _weights_digest(network: nn.Module) -> bytes:
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.digest()
-
-
-def _bind(control: RunControl, keys: np.ndarray, victim: BlackBox, answers: np.ndarray) -> None:
-    """Ties a checkpoint directory to its training data and its victim: a resume with others must not mix two runs.
-
-    The victim is known by its contract, its declared output and its first answers, to two decimals, so that another number of threads
-    does not make it another victim.
-    """
-    if control.checkpoint_dir is None:
-        return
-    if not control.resume:  # a fit that starts anew must find nothing of an older one when it is resumed
-        for name in ("autoencoder.checkpoint", "auxiliary.checkpoint", "answers.npy", "reconstructions.npy"):
-            (Path(control.checkpoint_dir) / name).unlink(missing_ok=True)
-    known = _known(victim, answers)
-    for name, what, content in (("data", "training data", keys.tobytes()), ("victim", "victim", known)):
-        path, digest = Path(control.checkpoint_dir) / f"{name}.sha256", hashlib.sha256(content).hexdigest()
-        if control.resume and path.exists() and path.read_text().strip() != digest:
-            raise TrainingError(
-                f"checkpoints in {control.checkpoint_dir} must come from the same {what}, got another: delete them to start again."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(digest)
-
-
-def _in_chunks(stage: str, rows: int, size: int, chunk: Any, control: RunControl) -> np.ndarray:
-    began, parts = time.monotonic(), []
-    for start in range(0, rows, size):
-        if control.deadline is not None and time.monotonic() >= control.deadline:
-            raise TrainingPausedError(
-                f"{stage} stopped at row {start} of {rows}: the time budget is spent; this stage starts again on resume."
-            )
-        parts.append(chunk(start))
-        if control.progress is not None:
-            done = min(start + size, rows)
-            left = (time.monotonic() - began) / done * (rows - done)
-            control.progress(ProgressEvent(stage, done, rows, float("nan"), left))
-    control.seconds[stage] = control.seconds.get(stage, 0.0) + time.monotonic() - began
-    return np.concatenate(parts)
 
 
 def _reset(network: nn.Module) -> nn.Module:

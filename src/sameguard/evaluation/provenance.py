@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sameguard.training import cpu_has_bf16
+from sameguard.precision import cpu_has_bf16
 
 LIBRARIES = ("sameguard", "torch", "numpy", "scipy", "scikit-learn", "onnxruntime", "openvino", "matplotlib")
 

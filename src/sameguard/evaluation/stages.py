@@ -29,9 +29,10 @@ from sameguard.evaluation.scenarios import ENSEMBLE, OUTLIER, AttackRow, Setting
 from sameguard.evaluation.thefts import Theft, theft_of
 from sameguard.evaluation.victims import RECIPES, architecture, new_network, train_victim
 from sameguard.networks.torch_victim import TorchVictim
+from sameguard.precision import resolve_precision
 from sameguard.runtime import Scorer, choose_engine
 from sameguard.scoring import ScoreConfig, Terms
-from sameguard.training import FitConfig, ProgressEvent, RunControl, TrainingPausedError, resolve_precision
+from sameguard.training import FitConfig, ProgressEvent, RunControl, TrainingPausedError
 
 Made = TypeVar("Made")
 DEFAULT, MASKED, SHARED = (
@@ -40,8 +41,8 @@ DEFAULT, MASKED, SHARED = (
     "shared",
 )  # fits: auxiliary on full views; on masked ones (the paper's); sharing the victim's trunk
 FIT_SOURCES = (
-    "reconstruction.masked_autoencoder", "reconstruction.patching", "reconstruction.transformer", "detectors.same", "networks.classifier",
-    "networks.sharing", "training",
+    "reconstruction.masked_autoencoder", "reconstruction.patching", "reconstruction.transformer", "detectors.same", "detectors.checkpoints",
+    "networks.classifier", "networks.sharing", "training",
 )  # fmt: skip
 SCORE_SOURCES = (
     "calibration", "scoring.combination", "scoring.texture", "scoring.two_stage", "scoring.deviation", "runtime.scorer", "runtime.engines",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sameguard.errors import ConfigurationError, InvalidDataError
-from sameguard.training import FitConfig, RunControl, TrainReport, compile_in_place, train
+from sameguard.precision import compile_in_place
+from sameguard.training import FitConfig, RunControl, TrainReport, train
 
 Images = Float[Tensor, "batch channels height width"]
 Loss = Literal["cross_entropy", "mse", "kl"]
@@ -80,7 +81,7 @@ def fit_classifier(
         with torch.no_grad():
             network.set_normalisation(as_float(data[:5000]).cpu())
     if config.compile:
-        compile_in_place([network], control or RunControl())
+        compile_in_place([network], (control or RunControl()).say)
 
     def step(indices: Tensor, generator: torch.Generator, epoch: int) -> Tensor:
         batch = as_float(data[indices])
