@@ -36,7 +36,7 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Runs `work` on batches of items, one batch at a time, in the order of arrival.
+    """Runs `work` on batches of items, `parallel` batches at a time, in the order of arrival.
 
     work: items -> one result for each; what it raises is raised to everyone in that batch. executor: where it runs. max_rows: rows of one
     batch (one item may have more: it then runs alone). max_waiting_rows: rows that may wait besides those at work. clock: seconds, monotonic.
@@ -49,17 +49,22 @@ class MicroBatcher(Generic[Item, Result]):
         *,
         max_rows: int,
         max_waiting_rows: int,
+        parallel: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if max_rows < 1 or max_waiting_rows < 1:
-            raise ConfigurationError(f"max_rows and max_waiting_rows must be at least 1, got {max_rows} and {max_waiting_rows}.")
+        if max_rows < 1 or max_waiting_rows < 1 or parallel < 1:
+            raise ConfigurationError(
+                f"max_rows, max_waiting_rows and parallel must be at least 1, got {max_rows}, {max_waiting_rows} and {parallel}."
+            )
         self.work = work
         self.executor = executor
         self.max_rows = max_rows
         self.max_waiting_rows = max_waiting_rows
+        self.parallel = parallel
         self.clock = clock
         self._waiting: deque[_Waiting[Item, Result]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     @property
     def waiting_rows(self) -> int:
@@ -72,12 +77,15 @@ class MicroBatcher(Generic[Item, Result]):
         Raises QueueFullError at once where it does not fit, DeadlineError where it was not begun in time, and what the work raises.
         """
         waiting = self.waiting_rows
-        if self._worker is not None and waiting + rows > self.max_waiting_rows:
+        idle = self._workers < self.parallel
+        if not idle and waiting + rows > self.max_waiting_rows:
             raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more, {waiting} wait: try again later.")
         entry = _Waiting(item, rows, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._run())
+        if idle:
+            self._workers += 1
+            self._tasks.add(task := asyncio.create_task(self._run()))
+            task.add_done_callback(self._tasks.discard)
         return await entry.result
 
     async def _run(self) -> None:
@@ -97,7 +105,7 @@ class MicroBatcher(Generic[Item, Result]):
                     if not entry.result.done():
                         entry.result.set_result(result)
         finally:
-            self._worker = None
+            self._workers -= 1  # in the turn that found the queue empty: whoever submits next starts a worker again
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
