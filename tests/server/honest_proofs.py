@@ -23,8 +23,12 @@ def made(*keys: ProofKey, boot_id: str | None = None, puzzle: Puzzle = QUICK) ->
 
 
 def solved(issued: IssuedChallenge) -> dict[str, Any]:
+    return proof_of(json.loads(json.dumps(issued.document)))
+
+
+def proof_of(document: dict[str, Any]) -> dict[str, Any]:
     """The proof that an honest client computes from the document alone, as JSON."""
-    challenge = altcha.Challenge.from_dict(json.loads(json.dumps(issued.document)))
+    challenge = altcha.Challenge.from_dict(document)
     solution = altcha.solve_challenge(challenge)
     assert solution is not None
     return altcha.Payload(challenge, solution).to_dict()

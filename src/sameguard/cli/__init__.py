@@ -16,6 +16,7 @@ from sameguard.cli.demo import demo_command
 from sameguard.cli.evaluate import evaluate_command, report_command
 from sameguard.cli.fit import calibrate_command, fit_command
 from sameguard.cli.score import score_command, show_command
+from sameguard.cli.serve import serve_command
 from sameguard.errors import SameguardError
 
 
@@ -31,6 +32,24 @@ class _Group(TyperGroup):
             except (SameguardError, OSError) as error:  # OSError: a full disk, a missing folder, a file that may not be written
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from error
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_a_type(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        for part in (command, *getattr(command, "commands", {}).values()):
+            if part is not None:
+                _flags_without_a_type(part.get_params(ctx))
+        return command
+
+
+def _flags_without_a_type(parameters: list[Any]) -> list[Any]:
+    """The same parameters; help shows no `<bool>` beside a flag that takes no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -52,4 +71,5 @@ app.command("demo")(demo_command)
 app.command("attack")(attack_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
+app.command("serve")(serve_command)
 app.add_typer(data_app, name="data")

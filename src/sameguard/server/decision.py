@@ -3,6 +3,7 @@
 Nothing of it reaches a client. Whoever observes decisions must return at once: a slow disk or page may lose records, never delay an answer.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -27,7 +28,9 @@ class Decision:
     outcome: what the client got. verdict: what the policy said, "" where it was not asked; in shadow mode, and for principals outside the
     roll-out, the outcome is `allow` whatever the verdict. reason: why there is no answer, for operators (`queue-full`, `upstream-timeout`,
     `scorer-failed`, `quota`, `input-invalid` ...), "" otherwise. stage_a_score, score: of the most suspicious row, NaN where unknown.
-    level, work: of the challenge. proof: "" where none was sent, else valid, expired, invalid, mismatch or replayed. seconds: by stage.
+    level, work: of the challenge. issued: it is a new one, not the last one again. proof: "" where none was sent, else valid, expired, invalid,
+    mismatch or replayed. seconds: by stage. row_stage_a_scores, row_scores: of every row that was scored, for distributions: a batch's worst row
+    says nothing of how single queries are spread.
     """
 
     time: float
@@ -46,10 +49,20 @@ class Decision:
     score: float = float("nan")
     level: int = 0
     work: int = 0
+    issued: bool = False
     proof: str = ""
     cached: bool = False
     degraded: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    row_stage_a_scores: tuple[float, ...] = ()
+    row_scores: tuple[float, ...] = ()
+
+    def spread(self, part: str) -> tuple[float, ...]:
+        """Scores that count in a distribution of single queries; part: stage_a or whole. Nothing for what was judged before."""
+        if self.cached:
+            return ()
+        rows, worst = (self.row_stage_a_scores, self.stage_a_score) if part == "stage_a" else (self.row_scores, self.score)
+        return tuple(score for score in (rows or ((worst,) if self.rows == 1 else ())) if math.isfinite(score))
 
 
 @dataclass(frozen=True, eq=False)

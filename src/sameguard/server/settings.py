@@ -79,6 +79,8 @@ class ListenSettings(Section):
     body_bytes: Count = 8 * 2**20
     inflate_ratio: Count = 100
     body_seconds: Positive = 10.0
+    header_seconds: Positive = 10.0
+    send_seconds: Positive = 30.0
     header_bytes: Count = 16 * 2**10
     body_pieces: Count = 65_536
     concurrency: Count = 256
@@ -212,7 +214,7 @@ class Settings(BaseSettings):
     def _consistent(self) -> "Settings":
         if self.proofs.keys is not None and self.proofs.keys_file is not None:
             raise ValueError("proofs.keys and proofs.keys_file both give the keys: give one of them")
-        if self.proofs.store != "memory" and not self.proofs.store.startswith(("redis://", "rediss://", "unix://", "valkey://")):
+        if self.proofs.store != "memory" and not self.proofs.store.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError(f"proofs.store must be memory or a redis:// address, got {self.proofs.store!r}")
         if self.proofs.store != "memory" and self.proofs.keys is None and self.proofs.keys_file is None:
             raise ValueError("proofs.store is shared by several guards, which need the same proofs.keys or proofs.keys_file: give one")

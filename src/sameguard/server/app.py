@@ -1,0 +1,151 @@
+"""The data plane as a bare ASGI application: routes by exact path, reads within limits, hands inference to the flow, passes the rest on."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from sameguard.protocol import Problem, Route, RouteKind, WireError, read_headers, travelling_headers
+from sameguard.server import replies
+from sameguard.server.decision import Observer
+from sameguard.server.edge import ClientGoneError, Receive, Send, header_bytes, read_body, send_reply, unless_gone
+from sameguard.server.flow import Asked, passed_on
+from sameguard.server.replies import Refusal, Reply, problem_reply
+from sameguard.server.service import GuardService
+from sameguard.server.settings import Settings
+from sameguard.server.snapshot import Snapshot
+from sameguard.server.trace import Trace
+from sameguard.server.upstream import UpstreamFailedError
+
+THREADED_BYTES = 256 * 2**10  # a larger body is parsed off the event loop: 2.8 MB of JSON would block it for 20 ms
+log = structlog.get_logger("sameguard")
+
+
+class DataPlane:
+    """ASGI application. Its lifespan starts and closes the service, so any ASGI server may run it; one process only with a memory store."""
+
+    def __init__(self, service: GuardService) -> None:
+        self.service = service
+        self.settings = service.settings
+        self._in_flight = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.service.start()
+        except Exception as error:
+            await self.service.close()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.service.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        async with self.service.using() as snapshot:
+            trace = Trace(snapshot.model.name, snapshot.artifact_digest)
+            route = snapshot.dialect.routes.classify(scope["method"], scope.get("raw_path") or b"")
+            self._in_flight += 1
+            try:
+                reply = await self._replied(route, snapshot, trace, scope, receive)
+                trace.status = reply.status
+                async with asyncio.timeout(self.settings.listen.send_seconds):
+                    await send_reply(send, reply, trace.request_id)
+            except ClientGoneError:
+                trace.status, trace.outcome, trace.reason = 499, "failed", "client-gone"
+            except TimeoutError:  # it does not read what it asked for: the server closes what is left open
+                trace.reason = "client-slow"
+            finally:
+                self._in_flight -= 1
+                if route.kind in (RouteKind.INFER, RouteKind.DENIED):
+                    self._observed(trace)
+
+    async def _replied(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
+        """Every way out ends here as a reply; what nobody foresaw is a refusal, too."""
+        try:
+            return await self._handled(route, snapshot, trace, scope, receive)
+        except Refusal as refusal:
+            trace.outcome, trace.reason = refusal.outcome, refusal.reason
+            return refusal.reply
+        except WireError as error:
+            trace.outcome, trace.reason, trace.detail = "denied", error.problem, str(error)
+            return problem_reply(Problem.of(error), "deny")
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            log.exception("unforeseen", request_id=trace.request_id)
+            trace.outcome, trace.reason, trace.detail = "failed", "unforeseen", type(error).__name__
+            return replies.unavailable("unforeseen").reply
+
+    async def _handled(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
+        if self._in_flight > self.settings.listen.concurrency:
+            raise replies.unavailable("concurrency")
+        if route.kind is RouteKind.DENIED:
+            raise _denied("not-found", "there is no such door here", "not-found")
+        if header_bytes(scope) > self.settings.listen.header_bytes:
+            raise _denied("input-invalid", f"headers must have at most {self.settings.listen.header_bytes} bytes together", "headers", 431)
+        if scope.get("query_string"):
+            raise _denied("input-invalid", "query strings are not understood here: leave it out", "query-string")
+        headers = read_headers(scope["headers"])
+        if route.kind is not RouteKind.INFER:
+            return await self._passed(route, headers)
+        if not self.service.checked:
+            raise replies.unavailable("upstream-unchecked")
+        if self.service.audit is not None and self.service.audit.must_refuse:
+            raise replies.unavailable("audit")
+        with trace.stage("body"):
+            body = await read_body(receive, headers, self.settings.listen)
+        return await unless_gone(self._inferred(body, headers, snapshot, trace, (scope.get("client") or ("",))[0]), receive)
+
+    async def _inferred(self, body: bytes, headers: dict[str, str], snapshot: Snapshot, trace: Trace, peer: str) -> Reply:
+        principal = self.service.identity.principal(headers, peer)
+        trace.principal = principal.name
+        with trace.stage("parse"):
+            parse = snapshot.dialect.parse_infer
+            request = await asyncio.to_thread(parse, body, headers) if len(body) > THREADED_BYTES else parse(body, headers)
+            digest = request.digest(snapshot.model)
+        trace.digest, trace.rows = digest.hex(), len(request.queries)
+        seconds = self.service.quotas.take(principal.name, trace.rows)
+        if seconds is not None:
+            raise replies.over_quota(seconds)
+        return await self.service.flow.answer(Asked(request, digest, headers, principal), snapshot, trace)
+
+    async def _passed(self, route: Route, headers: dict[str, str]) -> Reply:
+        """Metadata and health, unscored."""
+        try:
+            answer = await self.service.upstream.get(route.upstream_path, travelling_headers(headers))
+        except UpstreamFailedError as error:
+            raise replies.upstream_failed(error.status, error.reason) from error
+        if 300 <= answer.status < 400:
+            raise replies.upstream_failed(502, f"upstream-status-{answer.status}")
+        return passed_on(answer)
+
+    def _observed(self, trace: Trace) -> None:
+        decision = trace.decision()
+        self.service.observe(decision, trace.evidence)
+        if trace.detail:
+            log.info(
+                "request", request_id=trace.request_id, outcome=trace.outcome, reason=trace.reason or trace.degraded, detail=trace.detail
+            )
+
+
+def create_app(settings: Settings, observers: Sequence[Observer] = ()) -> DataPlane:
+    """The guard for an ASGI server of your own. observers: told of every decision, see `server.decision`.
+
+    Raises ConfigurationError for settings that contradict each other; what needs artefact, store or model server is checked at its start.
+    """
+    return DataPlane(GuardService(settings, observers))
+
+
+def _denied(kind: str, detail: str, reason: str, status: int = 0) -> Refusal:
+    return Refusal(problem_reply(Problem(kind, detail, status), "deny"), "denied", reason)

@@ -1,0 +1,309 @@
+"""The guard as a running service: what lives as long as the process, and what is swapped when an artefact is reloaded."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+
+from sameguard.calibration import CANARY_TOLERANCE
+from sameguard.errors import SameguardError
+from sameguard.policies import PUZZLES
+from sameguard.protocol import BINARY_EXTENSION, Dialect, InvalidResponseError, WireError, ask, check_metadata
+from sameguard.server.audit import AuditLog
+from sameguard.server.decision import Decision, Evidence, Observer
+from sameguard.server.flow import Flow
+from sameguard.server.history import History
+from sameguard.server.identity import Identity, Quotas
+from sameguard.server.keys import read_keys
+from sameguard.server.proofs import Proofs, new_boot_id
+from sameguard.server.replay import MemoryReplayStore, ReplayStore, StoreUnavailableError, open_redis
+from sameguard.server.settings import Settings
+from sameguard.server.snapshot import Snapshot, load_snapshot, policy_lines
+from sameguard.server.telemetry import DecisionLog, Telemetry, score_buckets
+from sameguard.server.upstream import Upstream, UpstreamFailedError
+from sameguard.server.verdicts import VerdictCache
+
+LOOK_SECONDS = 2.0  # between looks at a model server that has not been checked yet, or has stopped answering
+log = structlog.get_logger("sameguard")
+
+
+class Check(NamedTuple):
+    """state: ok, warning or failed. Only `failed` makes the guard not ready."""
+
+    name: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Readiness:
+    checks: tuple[Check, ...]
+
+    @property
+    def ready(self) -> bool:
+        return all(check.state != "failed" for check in self.checks)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{check.name}: {check.detail}" for check in self.checks if check.state == "warning"]
+
+
+class GuardService:
+    """Start it in the event loop that it serves. observers: told of every decision, besides metrics, history and audit log."""
+
+    def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
+        self.settings = settings
+        self.upstream = Upstream(settings.upstream)
+        self.identity = Identity(settings.identity, settings.listen.trusted_proxies)
+        self.quotas = Quotas(settings.quota)
+        self.audit = None if settings.audit.path is None else AuditLog(settings.audit, on_drop=self._lost)
+        self.telemetry: Telemetry | None = None
+        self.history = History(settings.admin)
+        self.extra_observers = tuple(observers)
+        self.observers: tuple[Observer, ...] = ()
+        self.snapshot: Snapshot | None = None
+        self.flow: Flow | None = None
+        self.store: ReplayStore | None = None
+        self.draining = False  # what is in flight is finished, nothing new is wanted
+        self.checked = False  # the model server is the one that the artefact was made for, as far as it tells
+        self.canary_shift: float | None = None
+        self.canary_failure = ""
+        self._issuing = ThreadPoolExecutor(1, thread_name_prefix="challenges")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._users: dict[Snapshot, int] = {}
+        self._reloading = asyncio.Lock()
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Raises ConfigurationError, ArtifactError, CalibrationError, StoreUnavailableError: a guard that cannot guard does not start."""
+        settings = self.settings
+        self.store = await _open_store(settings)
+        proofs = Proofs(
+            read_keys(settings.proofs),
+            PUZZLES[settings.proofs.puzzle],
+            ttl_seconds=settings.proofs.ttl_seconds,
+            worst_seconds=settings.proofs.worst_seconds,
+            skew_seconds=settings.proofs.skew_seconds,
+            boot_id=None if self.store.shared else new_boot_id(),
+        )
+        await self.upstream.open()
+        self.snapshot = await asyncio.to_thread(load_snapshot, settings, binary_tensors=bool(settings.upstream.binary))
+        self.telemetry = Telemetry((self.snapshot.model.name,), _buckets(self.snapshot), lambda: self.snapshot.queue.waiting_rows)
+        self.telemetry.artifact(self.snapshot.artifact_digest, str(self.snapshot.scorer.provider))
+        self.flow = Flow(settings, self.upstream, proofs, self.store, VerdictCache(settings.cache), self._issuing)
+        own: list[Observer] = [self.telemetry, self.history]
+        if structlog.is_configured():  # left alone it prints everything, scores included
+            own.append(DecisionLog())
+        if self.audit is not None:
+            own.append(self.audit)
+        self.observers = (*own, *self.extra_observers)
+        with contextlib.suppress(UpstreamFailedError):  # it may start after us; until it is checked nothing is answered
+            await self._check_upstream()
+        self._tasks.add(asyncio.create_task(self._watch_upstream()))
+        log.info(
+            "started", artifact=self.snapshot.artifact_digest[:12], mode=settings.mode, upstream=settings.upstream.url, checked=self.checked
+        )
+
+    async def close(self) -> None:
+        """Lets go of everything; whoever serves has drained its requests before."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.upstream.close()
+        if self.store is not None:
+            await self.store.close()
+        self._issuing.shutdown(wait=False, cancel_futures=True)
+        if self.snapshot is not None:
+            self.snapshot.queue.close()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
+
+    # ------------------------------------------------------------------ serving
+
+    @contextlib.asynccontextmanager
+    async def using(self) -> AsyncIterator[Snapshot]:
+        """The current snapshot, kept open until this request is through with it."""
+        snapshot = self.snapshot
+        self._users[snapshot] = self._users.get(snapshot, 0) + 1
+        try:
+            yield snapshot
+        finally:
+            self._users[snapshot] -= 1
+            if self._users[snapshot] == 0:
+                del self._users[snapshot]
+                if snapshot is not self.snapshot:
+                    snapshot.queue.close()
+
+    def _lost(self, records: int) -> None:
+        if self.telemetry is not None:
+            self.telemetry.degraded("audit-dropped", records)
+
+    def observe(self, decision: Decision, evidence: Evidence | None) -> None:
+        for observer in self.observers:
+            observer.observe(decision, evidence)
+
+    # ------------------------------------------------------------------ operation
+
+    @property
+    def benign_scores(self) -> np.ndarray:
+        return self.snapshot.calibration.scores
+
+    def description(self) -> dict[str, Any]:
+        """What is served, for operators."""
+        settings, snapshot = self.settings, self.snapshot
+        threshold = snapshot.scorer.threshold()
+        return {
+            "mode": settings.mode,
+            "rollout": settings.rollout,
+            "model": snapshot.model.name,
+            "upstream": settings.upstream.url,
+            "dialect": settings.upstream.dialect,
+            "artifact": snapshot.artifact_digest,
+            "loaded_at": snapshot.loaded_at,
+            "engine": str(snapshot.scorer.provider),
+            "label_only": snapshot.scorer.label_only,
+            "policy": settings.policy.kind,
+            "policy_lines": policy_lines(snapshot.policy),
+            "threshold": threshold.value,
+            "stage_a_threshold": threshold.stage_a,
+            "false_positive_rate": threshold.false_positive_rate,
+        }
+
+    async def readiness(self) -> Readiness:
+        """Artefact loaded, model server checked and answering, proofs redeemable."""
+        checks = [
+            Check("artifact", "ok", f"{self.snapshot.artifact_digest[:12]} on {self.snapshot.scorer.provider}"),
+            self._upstream_check(),
+        ]
+        try:
+            await self.store.check()
+            checks.append(Check("replay store", "ok", "shared" if self.store.shared else "memory of this process"))
+        except StoreUnavailableError as error:
+            checks.append(Check("replay store", "failed", str(error)))
+        checks.append(self._canary_check())
+        if self.draining:
+            checks.append(Check("shutdown", "failed", "the guard is finishing what is in flight"))
+        return Readiness(tuple(checks))
+
+    async def reload(self) -> str:
+        """Reads the artefact anew and swaps it in; its digest. What is in flight ends with the old one. Raises SameguardError: the old one stays."""
+        async with self._reloading:
+            binary = self.snapshot.model.binary_tensors
+            fresh = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=binary)
+            old, self.snapshot = self.snapshot, fresh
+            if old not in self._users:
+                old.queue.close()
+            self.telemetry.artifact(fresh.artifact_digest, str(fresh.scorer.provider), _buckets(fresh))
+            log.info("reloaded", artifact=fresh.artifact_digest[:12], before=old.artifact_digest[:12])
+        with contextlib.suppress(UpstreamFailedError, WireError):
+            await self._ask_canaries()
+        return fresh.artifact_digest
+
+    # ------------------------------------------------------------------ the model server
+
+    async def _check_upstream(self) -> None:
+        """Is it the model that the artefact was made for? Raises UpstreamFailedError; ConfigurationError where it says that it is another."""
+        settings, dialect = self.settings, self.snapshot.dialect
+        ready = await self.upstream.get(dialect.ready_path)
+        if ready.status != 200:
+            raise UpstreamFailedError(
+                f"model server {settings.upstream.url} is not ready, got status {ready.status}.", "upstream-not-ready"
+            )
+        if settings.upstream.binary is None and await self._speaks_binary(dialect) != dialect.model.binary_tensors:
+            await self._with_binary_tensors()
+        if dialect.metadata_path is not None:
+            found = await self.upstream.get(dialect.metadata_path)
+            if found.status == 200:
+                try:
+                    check_metadata(dialect.parse_metadata(found.body), dialect.model)
+                except InvalidResponseError as error:
+                    raise UpstreamFailedError(str(error), "upstream-metadata") from error
+        self.checked = True
+        with contextlib.suppress(WireError):
+            await self._ask_canaries()
+
+    async def _speaks_binary(self, dialect: Dialect) -> bool:
+        if dialect.extensions_path is None:
+            return False
+        found = await self.upstream.get(dialect.extensions_path)
+        try:
+            return found.status == 200 and BINARY_EXTENSION in dialect.parse_extensions(found.body)
+        except WireError:
+            return False
+
+    async def _with_binary_tensors(self) -> None:
+        old = self.snapshot
+        self.snapshot = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=True)
+        if old not in self._users:
+            old.queue.close()
+
+    async def _ask_canaries(self) -> None:
+        """Compares the model server's answers to benign queries with those at calibration; a shift is a warning, and the operator's to judge."""
+        snapshot = self.snapshot
+        if not self.settings.canary.enabled or not len(snapshot.calibration.canary_queries):
+            return
+        queries, dialect, parts = snapshot.calibration.canary_queries, snapshot.dialect, []
+        for start in range(0, len(queries), snapshot.model.max_rows):
+            request = ask(queries[start : start + snapshot.model.max_rows], snapshot.model)
+            answer = await self.upstream.infer(dialect.infer_path, dialect.build_infer(request), {})
+            if answer.status != 200:
+                self.canary_failure = f"model server answered canary queries with status {answer.status}"
+                return
+            parts.append(dialect.parse_infer_response(answer.body, answer.headers, request).probs)
+        shift = float(0.5 * np.abs(np.concatenate(parts) - snapshot.calibration.canary_probs).sum(axis=1).mean())
+        self.canary_shift, self.canary_failure = shift, ""
+        self.telemetry.canary(shift)
+        if not shift <= CANARY_TOLERANCE:
+            log.warning("canary", shift=round(shift, 4), meaning="the model server answers otherwise than at calibration: calibrate again")
+
+    async def _watch_upstream(self) -> None:
+        """Checks the model server until it has been seen once, looks after one that fails, and asks the canary queries again."""
+        loop = asyncio.get_running_loop()
+        canaries_at = loop.time() + self.settings.canary.seconds
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if not self.checked or self.upstream.failures >= self.settings.upstream.ready_failures:
+                    await self._check_upstream()
+                elif self.settings.canary.seconds and loop.time() >= canaries_at:
+                    canaries_at = loop.time() + self.settings.canary.seconds
+                    await self._ask_canaries()
+            except (UpstreamFailedError, WireError):
+                continue  # readiness tells
+            except SameguardError as error:
+                self.checked = False
+                log.error("model server is not the one that was calibrated", detail=str(error))
+
+    def _upstream_check(self) -> Check:
+        if not self.checked:
+            return Check("model server", "failed", f"{self.settings.upstream.url} has not been checked yet, or is another model")
+        if self.upstream.failures >= self.settings.upstream.ready_failures:
+            return Check("model server", "failed", f"{self.upstream.failures} failures in a row")
+        return Check("model server", "ok", self.settings.upstream.url)
+
+    def _canary_check(self) -> Check:
+        if not self.settings.canary.enabled:
+            return Check("canary queries", "ok", "switched off")
+        if self.canary_failure or self.canary_shift is None:
+            return Check("canary queries", "warning", self.canary_failure or "not asked yet")
+        state = "ok" if self.canary_shift <= CANARY_TOLERANCE else "warning"
+        return Check(
+            "canary queries", state, f"answers moved by {self.canary_shift:.4f} since calibration (up to {CANARY_TOLERANCE} is rounding)"
+        )
+
+
+def _buckets(snapshot: Snapshot) -> tuple[float, ...]:
+    return score_buckets(snapshot.calibration.scores, snapshot.calibration.stage_a_scores)
+
+
+async def _open_store(settings: Settings) -> ReplayStore:
+    chosen = settings.proofs
+    if chosen.store == "memory":
+        return MemoryReplayStore(skew_seconds=chosen.skew_seconds)
+    return await open_redis(chosen.store, skew_seconds=chosen.skew_seconds)

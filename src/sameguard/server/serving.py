@@ -1,0 +1,151 @@
+"""Runs the guard: data plane and admin port in one process, one event loop, one shutdown that finishes what is in flight."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from sameguard.errors import ConfigurationError
+from sameguard.server.admin import create_admin
+from sameguard.server.app import DataPlane
+from sameguard.server.service import GuardService
+from sameguard.server.settings import Settings
+
+PARSER_BYTES = 64 * 2**10  # of headers that the HTTP parser holds at most; `listen.header_bytes` is smaller and answered politely
+
+
+async def serve(settings: Settings, started: Callable[[str, str | None], None] = lambda data, admin: None) -> None:
+    """Serves until SIGTERM or Ctrl-C. started: told both addresses once they answer; the second is None without an admin port.
+
+    Raises what `GuardService.start` raises, and ConfigurationError where a port cannot be taken.
+    """
+    with contextlib.ExitStack() as stack:
+        data_socket = stack.enter_context(_listening(settings.listen.host, settings.listen.port, "listen"))
+        admin_socket = None
+        if settings.admin.port is not None:
+            admin_socket = stack.enter_context(_listening(settings.admin.host, settings.admin.port, "admin"))
+        service = GuardService(settings)
+        try:
+            await service.start()
+            data = _Server(_config(DataPlane(service), settings))
+            admin = None if admin_socket is None else _Server(_config(create_admin(service, settings.admin), settings))
+            await _run(service, data, data_socket, admin, admin_socket, started)
+        finally:
+            await service.close()
+
+
+async def _run(
+    service: GuardService,
+    data: "_Server",
+    data_socket: socket.socket,
+    admin: "_Server | None",
+    admin_socket: socket.socket | None,
+    started: Callable[[str, str | None], None],
+) -> None:
+    """The admin port stays until the last request is answered: whoever watches sees that the guard is draining."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if service.draining:  # asked twice: now
+            data.force_exit = True
+        service.draining = True
+        data.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        admin_task = None if admin is None else asyncio.create_task(admin.serve(sockets=[admin_socket]))
+        data_task = asyncio.create_task(data.serve(sockets=[data_socket]))
+        while not data.started and not data_task.done():
+            await asyncio.sleep(0.01)
+        started(_address(data_socket), None if admin_socket is None else _address(admin_socket))
+        await data_task
+        if admin is not None and admin_task is not None:
+            admin.should_exit = True
+            await admin_task
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+class _Server(uvicorn.Server):
+    """Signals are handled once, for both servers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=with_header_timeout(settings.listen.header_seconds),
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=max(1, round(settings.listen.grace_seconds)),
+        h11_max_incomplete_event_size=PARSER_BYTES,
+    )
+
+
+def with_header_timeout(seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol, which closes a connection whose request headers are not complete after so many seconds.
+
+    uvicorn itself waits for ever: a client that sends a byte a minute would hold a connection for nothing.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class TimedProtocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                if self._deadline is not None:
+                    self._deadline.cancel()
+                    self._deadline = None
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(seconds, self._close_unless_busy)
+
+        def _close_unless_busy(self) -> None:
+            self._deadline = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return TimedProtocol
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, section: str) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ConfigurationError(f"{section}.host and {section}.port must be free, got {host}:{port}: {error.strerror}.") from error
+    with listening:
+        yield listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

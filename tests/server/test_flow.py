@@ -1,0 +1,264 @@
+"""The whole guard over HTTP: honest queries pass unchanged, suspicious ones are refused or pay, whatever fails lets nothing out."""
+
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from honest_proofs import header_of, proof_of
+from rig import DEMO, INFER, demo_queries, infer_message, rigged
+
+from sameguard.protocol import read_problem
+from sameguard.server.scoring import LocalBackend, ScoringQueue
+
+DIGITS, GLYPHS = demo_queries()
+
+
+def asked(url: str, queries: np.ndarray, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    head, body = infer_message(queries)
+    request = urllib.request.Request(url + INFER, body, {**head, **(headers or {})})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as found:
+            return found.status, {name.lower(): value for name, value in found.headers.items()}, found.read()
+    except urllib.error.HTTPError as error:
+        return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
+
+
+def suspicious(url: str) -> np.ndarray:
+    """The first glyph that the guard at this address challenges or refuses."""
+    for glyph in GLYPHS:
+        if asked(url, glyph[None])[0] in (402, 403):
+            return glyph[None]
+    raise AssertionError("no glyph is suspicious")
+
+
+def allowed(url: str) -> np.ndarray:
+    for digit in DIGITS:
+        if asked(url, digit[None])[0] == 200:
+            return digit[None]
+    raise AssertionError("no digit is allowed")
+
+
+def test_an_honest_query_gets_the_model_servers_answer_byte_for_byte():
+    with rigged(policy={"kind": "reject"}) as rig:
+        query = allowed(rig.url)
+        through = asked(rig.url, query)
+        direct = asked(rig.service.settings.upstream.url, query)
+    assert through[2] == direct[2]
+    assert through[1]["content-type"] == direct[1]["content-type"]
+
+
+def test_most_digits_pass_and_most_glyphs_do_not():
+    with rigged(policy={"kind": "reject"}) as rig:
+        digits = [asked(rig.url, digit[None])[0] for digit in DIGITS]
+        glyphs = [asked(rig.url, glyph[None])[0] for glyph in GLYPHS]
+    assert digits.count(200) >= 43
+    assert glyphs.count(403) >= 25
+    assert set(digits + glyphs) == {200, 403}
+
+
+def test_a_refusal_tells_no_score_and_is_not_stored():
+    with rigged(policy={"kind": "reject"}) as rig:
+        status, headers, body = asked(rig.url, suspicious(rig.url))
+    problem = json.loads(body)
+    assert status == 403
+    assert problem["type"].endswith("query-rejected")
+    assert problem["error"]
+    assert set(problem) == {"type", "title", "status", "detail", "error"}
+    assert headers["cache-control"] == "no-store"
+    assert headers["guard-action"] == "reject"
+
+
+def test_a_challenged_query_passes_with_its_proof_once():
+    with rigged() as rig:
+        query = suspicious(rig.url)
+        status, headers, body = asked(rig.url, query)
+        assert status == 402
+        assert headers["www-authenticate"].startswith('PoW realm="digits"')
+        proof = header_of(proof_of(json.loads(body)["challenge"]))
+        before = rig.upstream.answered
+        paid = asked(rig.url, query, {"Guard-Proof": proof})
+        again = asked(rig.url, query, {"Guard-Proof": proof})
+    assert paid[0] == 200
+    assert rig.upstream.answered == before + 1
+    assert again[0] == 402
+    assert read_problem(402, again[2]).kind == "proof-replayed"
+    assert "challenge" in read_problem(402, again[2]).extensions
+    assert [decision.proof for decision in rig.noted.decisions[-2:]] == ["valid", "replayed"]
+
+
+def test_a_proof_for_one_query_buys_no_other():
+    with rigged() as rig:
+        query = suspicious(rig.url)
+        proof = header_of(proof_of(json.loads(asked(rig.url, query)[2])["challenge"]))
+        other = asked(rig.url, 1.0 - query, {"Guard-Proof": proof})
+        forged = asked(rig.url, query, {"Guard-Proof": "AAAA"})
+    assert read_problem(402, other[2]).kind == "proof-mismatch"
+    assert read_problem(402, forged[2]).kind == "proof-invalid"
+    assert "challenge" not in read_problem(402, forged[2]).extensions
+
+
+def test_shadow_answers_everything_and_notes_what_it_would_have_done():
+    with rigged(mode="shadow", policy={"kind": "reject"}) as rig:
+        assert {asked(rig.url, glyph[None])[0] for glyph in GLYPHS[:20]} == {200}
+    assert {decision.outcome for decision in rig.noted.decisions} == {"allow"}
+    assert "refuse" in {decision.verdict for decision in rig.noted.decisions}
+    assert not any(decision.enforced for decision in rig.noted.decisions)
+
+
+def test_a_roll_out_acts_on_its_share_of_principals_alone():
+    with rigged(policy={"kind": "reject"}, rollout=0.5, identity={"header": "x-api-key"}) as rig:
+        statuses = [asked(rig.url, GLYPHS[:8], {"X-Api-Key": f"key {number}"})[0] for number in range(24)]
+    assert {200, 403} == set(statuses)
+
+
+def test_a_repeated_query_is_judged_once_but_not_for_somebody_else():
+    with rigged(policy={"kind": "reject"}, identity={"header": "x-api-key"}) as rig:
+        for key in ("a", "a", "b"):
+            asked(rig.url, GLYPHS[:1], {"X-Api-Key": key})
+    assert [decision.cached for decision in rig.noted.decisions] == [False, True, False]
+
+
+def test_coarsened_answers_name_the_class_alone():
+    with rigged(policy={"kind": "coarsen"}) as rig:
+        found = [asked(rig.url, glyph[None]) for glyph in GLYPHS[:20]]
+        outcomes = [decision.outcome for decision in rig.noted.decisions]
+    assert {status for status, _, _ in found} == {200}
+    assert "coarsen" in outcomes
+    body = found[outcomes.index("coarsen")][2]
+    logits = np.frombuffer(body[-40:], "<f4")
+    assert len(set(logits.tolist())) == 2
+
+
+def test_a_batch_that_costs_too_much_is_refused_for_its_size():
+    with rigged() as rig:
+        query = suspicious(rig.url)
+        status, _, body = asked(rig.url, np.concatenate([query] * 64))
+    assert status == 413
+    assert read_problem(413, body).kind == "batch-too-costly"
+
+
+class BrokenBackend:
+    """A scorer that fails as it is told to."""
+
+    parallel = 1
+
+    def __init__(self, inner: LocalBackend) -> None:
+        self.inner = inner
+        self.broken = False
+        self.infinite = False
+
+    def run(self, jobs):
+        if self.broken:
+            raise RuntimeError("engine crashed")
+        found = self.inner.run(jobs)
+        if self.infinite:
+            for result in found:
+                if result.scores is not None:
+                    result.scores[:] = np.nan
+        return found
+
+    def close(self) -> None: ...
+
+
+def with_backend(rig) -> BrokenBackend:
+    snapshot = rig.service.snapshot
+    backend = BrokenBackend(LocalBackend(snapshot.scorer))
+    queue = ScoringQueue(backend, batch_rows=8, waiting_rows=64, deadline_seconds=2.0)
+    object.__setattr__(snapshot, "queue", queue)
+    return backend
+
+
+@pytest.mark.parametrize("fault", ["broken", "infinite"])
+def test_a_scorer_that_fails_lets_nothing_out_and_recovers(fault):
+    with rigged(policy={"kind": "reject"}) as rig:
+        backend = with_backend(rig)
+        setattr(backend, fault, True)
+        status, headers, body = asked(rig.url, DIGITS[:1])
+        assert status == 503
+        assert read_problem(503, body).kind == "unavailable"
+        assert b"scor" not in body
+        assert headers["retry-after"]
+        setattr(backend, fault, False)
+        assert asked(rig.url, allowed(rig.url))[0] == 200
+    assert rig.noted.decisions[0].reason == "scorer-failed"
+
+
+def test_fail_open_answers_and_is_counted():
+    with rigged(policy={"kind": "reject"}, scorer={"fail_open": True}) as rig:
+        with_backend(rig).broken = True
+        assert asked(rig.url, GLYPHS[:1])[0] == 200
+    metrics = rig.service.telemetry.render()[0].decode()
+    assert rig.noted.decisions[0].degraded == "scorer-failed"
+    assert 'guard_degraded_total{reason="scorer-failed"} 1.0' in metrics
+
+
+def test_quotas_count_rows_and_tell_when_to_come_back():
+    with rigged(policy={"kind": "reject"}, quota={"rows_per_minute": 6, "burst_rows": 2}) as rig:
+        statuses = [asked(rig.url, DIGITS[:1])[0] for _ in range(4)]
+        status, headers, _ = asked(rig.url, DIGITS[:1])
+    assert 429 not in statuses[:2]
+    assert statuses[2:] == [429, 429]
+    assert status == 429
+    assert 1 <= int(headers["retry-after"]) <= 10
+
+
+def test_the_guard_answers_as_the_guard_in_process_does():
+    from sameguard.contract import InputContract
+    from sameguard.guard import Guard
+    from sameguard.policies import Reject
+    from sameguard.runtime import Scorer
+    from sameguard.victim import from_onnx
+
+    scorer = Scorer(DEMO / "artefact")
+    victim = from_onnx(str(DEMO / "victim.onnx"), InputContract.images(1, 8, 8, name="digit"), output="logits")
+    guard = Guard(victim, scorer, Reject(scorer.threshold()), row_policy="worst")
+    queries = [*(digit[None] for digit in DIGITS[:25]), *(glyph[None] for glyph in GLYPHS[:25]), DIGITS[:5], GLYPHS[:5]]
+    with rigged(policy={"kind": "reject"}) as rig:
+        over_http = [asked(rig.url, query)[0] == 200 for query in queries]
+    assert over_http == [bool(guard.query(query).answered.all()) for query in queries]
+
+
+def test_reload_swaps_the_artefact_and_a_bad_one_changes_nothing(tmp_path):
+    import shutil
+
+    folder = tmp_path / "artefact"
+    shutil.copytree(DEMO / "artefact", folder)
+    with rigged(policy={"kind": "reject"}, artifact=folder) as rig:
+        digest = rig.service.snapshot.artifact_digest
+        assert rig.run(rig.service.reload()) == digest
+        (folder / "auxiliary.onnx").write_bytes(b"nothing")
+        with pytest.raises(Exception, match="SHA-256"):
+            rig.run(rig.service.reload())
+        assert asked(rig.url, allowed(rig.url))[0] == 200
+        assert rig.run(rig.service.readiness()).ready
+
+
+def test_a_pinned_artefact_is_the_only_one_that_is_served():
+    with pytest.raises(Exception, match="must have digest"), rigged(artifact_digest="0" * 64):
+        pass
+
+
+def test_canary_queries_tell_that_the_model_was_replaced():
+    class Other:
+        """The demo's server, whose answers are turned round."""
+
+        def __init__(self) -> None:
+            from sameguard.server.demo_server import DemoServer
+
+            self.inner = DemoServer(DEMO / "victim.onnx")
+            session = self.inner._session
+            self.inner._session = type("Turned", (), {"run": lambda _, names, feed: [-session.run(names, feed)[0]]})()
+
+        async def __call__(self, scope, receive, send) -> None:
+            await self.inner(scope, receive, send)
+
+    with rigged(policy={"kind": "reject"}) as rig:
+        assert rig.service.canary_shift < 1e-3
+        assert rig.run(rig.service.readiness()).warnings == []
+    with rigged(Other(), policy={"kind": "reject"}) as rig:
+        assert rig.service.canary_shift > 0.1
+        readiness = rig.run(rig.service.readiness())
+    assert readiness.ready
+    assert "canary" in readiness.warnings[0]

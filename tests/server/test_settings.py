@@ -1,0 +1,123 @@
+"""Settings: one model for file, environment and flags; every mistake is named with the place that it came from."""
+
+from pathlib import Path
+
+import pytest
+
+from sameguard.errors import ConfigurationError
+from sameguard.server.keys import read_keys
+from sameguard.server.settings import ProofSettings, read_settings
+
+GOOD = "artifact: guard\nupstream:\n  url: http://127.0.0.1:8000\n  model: digits\n"
+KEY = bytes(range(32)).hex()
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "guard.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_short_file_is_enough_and_starts_in_shadow(tmp_path):
+    settings = read_settings(written(tmp_path, GOOD), environment={})
+    assert settings.mode == "shadow"
+    assert settings.policy.kind == "proof-of-work"
+    assert settings.listen.host == "127.0.0.1"
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path, monkeypatch):
+    path = written(tmp_path, GOOD + "listen:\n  port: 1\n  max_rows: 5\nscorer:\n  batch_rows: 2\n")
+    monkeypatch.setenv("SAMEGUARD_LISTEN__PORT", "2")
+    monkeypatch.setenv("SAMEGUARD_SCORER__BATCH_ROWS", "3")
+    settings = read_settings(path, {"listen": {"port": 4}})
+    assert (settings.listen.port, settings.listen.max_rows, settings.scorer.batch_rows) == (4, 5, 3)
+
+
+def test_every_mistake_is_listed_with_its_place(tmp_path, monkeypatch):
+    path = written(tmp_path, GOOD + "listen:\n  port: 70000\n  prot: 1\n")
+    monkeypatch.setenv("SAMEGUARD_SCORER__BATCH_ROWS", "0")
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(path, {"mode": "off"})
+    text = str(caught.value)
+    assert f"listen.port ({path})" in text
+    assert f"listen.prot ({path})" in text
+    assert "mode (flag): Input should be 'shadow' or 'enforce', got 'off'" in text
+    assert "scorer.batch_rows (environment, SAMEGUARD_SCORER__BATCH_ROWS)" in text
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ConfigurationError, match=r"artifact \(missing\)[\s\S]*upstream \(missing\)"):
+        read_settings(None, environment={})
+
+
+def test_a_variable_that_names_no_setting_is_a_mistake():
+    with pytest.raises(ConfigurationError, match="SAMEGUARD_UPSTRAEM__URL names no setting"):
+        read_settings(None, environment={"SAMEGUARD_UPSTRAEM__URL": "x", "SAMEGUARD_DATA": "data"})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (GOOD + "mode: shadow\nmode: enforce\n", "key 'mode' stands twice"),
+        ("- a\n", "must hold a mapping"),
+        ("a: [", "must be YAML"),
+        (GOOD + "proofs:\n  store: redis://localhost\n", "shared by several guards"),
+        (GOOD + "proofs:\n  store: mysql://localhost\n", "must be memory or a redis"),
+        (GOOD + "proofs:\n  keys: a:1\n  keys_file: b\n", "give one of them"),
+        (GOOD + "admin:\n  host: 0.0.0.0\n", "needs admin.token"),
+        (GOOD.replace("http://127.0.0.1:8000", "ftp://a"), "must be http://host"),
+        (GOOD.replace("http://127.0.0.1:8000", "http://u:p@a"), "must be http://host"),
+        (GOOD + "rollout: 1.5\n", "rollout"),
+        (GOOD + "scorer:\n  deadline_seconds: .nan\n", "scorer.deadline_seconds"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, text, match):
+    with pytest.raises(ConfigurationError, match=match):
+        read_settings(written(tmp_path, text), environment={})
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="must be readable"):
+        read_settings(tmp_path / "none.yaml", environment={})
+
+
+def test_secrets_are_never_shown(tmp_path):
+    settings = read_settings(written(tmp_path, GOOD + f"proofs:\n  keys: a:{KEY}\nadmin:\n  token: hush\n"), environment={})
+    assert KEY not in repr(settings)
+    assert "hush" not in repr(settings)
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(written(tmp_path, GOOD + "proofs:\n  keys: [1, 2]\n"), environment={})
+    assert "[1, 2]" not in str(caught.value)
+
+
+def test_keys_come_from_text_or_file_and_the_first_signs(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"new:{KEY}\nold:{KEY[::-1]}\n")
+    assert [key.kid for key in read_keys(ProofSettings(keys_file=path))] == ["new", "old"]
+    assert [key.kid for key in read_keys(ProofSettings(keys=f"new:{KEY},old:{KEY[::-1]}"))] == ["new", "old"]
+
+
+def test_without_keys_each_process_draws_its_own():
+    first, second = read_keys(ProofSettings())[0], read_keys(ProofSettings())[0]
+    assert first.secret != second.secret
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ("a", "kid:hex"),
+        ("a:xyz", "hexadecimal"),
+        ("a:00", "at least 32"),
+        (",", "one or two keys"),
+        (f"a:{KEY},b:{KEY},c:{KEY}", "one or two keys"),
+    ],
+)
+def test_keys_that_are_none_are_refused_without_being_shown(keys, match):
+    with pytest.raises(ConfigurationError, match=match) as caught:
+        read_keys(ProofSettings(keys=keys))
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="must be readable text"):
+        read_keys(ProofSettings(keys_file=tmp_path / "none"))
