@@ -1,6 +1,7 @@
 """InputContract: what is refused, what is put on the grid, and that encoding is the way back from decoding."""
 
 import hashlib
+import inspect
 import json
 import math
 
@@ -196,6 +197,23 @@ def test_a_float_contract_refuses_other_dtypes(dtype):
         RGB.decode(raw)
     with pytest.raises(InvalidQueryError, match="canonical queries must be float32, got"):
         RGB.canonicalise(raw)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8", "<f8"])
+def test_floats_of_either_byte_order_are_the_same_queries(dtype):
+    queries = on_grid(RGB, 2, 0)
+    for found in (RGB.decode(queries.astype(dtype)), RGB.canonicalise(queries.astype(dtype))):
+        assert np.array_equal(found, queries)
+        assert found.dtype.isnative
+        assert np.array_equal(RGB.digests(found), RGB.digests(queries))
+
+
+def test_lists_are_arrays_and_unequal_rows_are_refused():
+    rows = [[0.0, 1.0, -2.5], [0.5, 0.5, 3.0]]
+    for read in (inspect.unwrap(InputContract.decode), inspect.unwrap(InputContract.canonicalise)):
+        assert np.array_equal(read(TABLE, rows), np.array(rows, np.float32))
+        with pytest.raises(InvalidQueryError, match=r"must be an array, or nested lists of equal rows, got list: .*inhomogeneous"):
+            read(TABLE, [[0.0, 1.0, 2.0], [0.5]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.uint16])

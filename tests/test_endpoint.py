@@ -6,7 +6,7 @@ import pytest
 from sameguard.contract import InputContract
 from sameguard.endpoint import Endpoint, MeteredEndpoint
 from sameguard.errors import BudgetExceededError, ConfigurationError, InvalidQueryError
-from stand_ins import EchoEndpoint
+from stand_ins import EchoEndpoint, unchecked
 
 PIXEL = InputContract.images(1, 1, 2)
 
@@ -93,7 +93,13 @@ def test_the_record_has_to_be_asked_for_and_filled():
         MeteredEndpoint(EchoEndpoint(PIXEL), record=True).recorded()
 
 
-@pytest.mark.parametrize("budget", [0, -3])
-def test_a_budget_below_one_query_is_refused(budget):
-    with pytest.raises(ConfigurationError, match=rf"budget must be at least 1 query, got {budget}: pass None for no limit"):
-        MeteredEndpoint(EchoEndpoint(PIXEL), budget=budget)
+@pytest.mark.parametrize("budget", [0, -3, 2.5, float("nan"), float("inf"), "9"])
+def test_a_budget_that_is_no_number_of_queries_is_refused(budget):
+    with pytest.raises(ConfigurationError, match=rf"budget must be at least 1 query, a whole number, got {budget}: pass None for no limit"):
+        unchecked(MeteredEndpoint, EchoEndpoint(PIXEL), budget=budget)
+
+
+def test_a_budget_may_be_a_numpy_integer():
+    metered = unchecked(MeteredEndpoint, EchoEndpoint(PIXEL), budget=np.int64(2))
+    metered.query(pixels(0.0, 0.1))
+    assert metered.remaining == 0

@@ -1,6 +1,9 @@
 """Guard: one victim pass for each allowed query, none for those that stage A refuses, NaN probabilities where withheld."""
 
+import copy
 import dataclasses
+import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -23,6 +26,14 @@ def scorer() -> BlurScorer:
     scorer = BlurScorer()
     calibrate(scorer, smooth_images(400), linear_victim(), 0.05)
     return scorer
+
+
+@pytest.fixture(scope="module")
+def free_scorer(scorer) -> BlurScorer:
+    """The same scores without a calibration that a policy would have to keep to: cut-offs may be chosen by hand."""
+    free = copy.copy(scorer)
+    free.calibration = None
+    return free
 
 
 @pytest.fixture
@@ -68,56 +79,56 @@ def three_fates(scorer) -> tuple[np.ndarray, Threshold, np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------- who is asked, who is answered
 
 
-def test_the_victim_sees_exactly_what_stage_a_let_pass_and_once(scorer, watched, three_fates):
+def test_the_victim_sees_exactly_what_stage_a_let_pass_and_once(free_scorer, watched, three_fates):
     queries, threshold, early, _ = three_fates
-    guarding(watched, scorer, Reject(threshold)).query(queries)
+    guarding(watched, free_scorer, Reject(threshold)).query(queries)
     assert np.array_equal(watched.rows, queries[~early])
 
 
-def test_allowed_rows_hold_the_victims_answer_and_refused_rows_nan(scorer, watched, three_fates):
+def test_allowed_rows_hold_the_victims_answer_and_refused_rows_nan(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    answers = guarding(watched, scorer, Reject(threshold)).query(queries)
+    answers = guarding(watched, free_scorer, Reject(threshold)).query(queries)
     assert np.array_equal(answers.answered, ~early & ~late)
     assert np.allclose(answers.probs[answers.answered], linear_victim().answer(queries)[answers.answered], atol=1e-6)
     assert np.isnan(answers.probs[~answers.answered]).all()
 
 
-def test_rows_are_treated_alone_whatever_comes_with_them(scorer, watched, three_fates):
+def test_rows_are_treated_alone_whatever_comes_with_them(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    guard = guarding(watched, scorer, Reject(threshold))
+    guard = guarding(watched, free_scorer, Reject(threshold))
     for row in (*np.flatnonzero(early)[:2], *np.flatnonzero(late)[:2], *np.flatnonzero(~early & ~late)[:2]):
         assert guard.query(queries[[row]]).answered.tolist() == [bool(~early[row] & ~late[row])]
 
 
-def test_the_guard_refuses_what_the_threshold_flags(scorer, watched, three_fates):
+def test_the_guard_refuses_what_the_threshold_flags(free_scorer, watched, three_fates):
     queries, threshold, _, _ = three_fates
-    scores = scorer.score(queries, linear_victim().answer(queries))
-    flags = threshold.flags(scores, scorer.stage_a_score(scorer.reconstruct(queries)))
-    assert np.array_equal(guarding(watched, scorer, Reject(threshold)).query(queries).answered, ~flags)
+    scores = free_scorer.score(queries, linear_victim().answer(queries))
+    flags = threshold.flags(scores, free_scorer.stage_a_score(free_scorer.reconstruct(queries)))
+    assert np.array_equal(guarding(watched, free_scorer, Reject(threshold)).query(queries).answered, ~flags)
 
 
 @EITHER
-def test_a_batch_that_stage_a_refuses_as_a_whole_costs_no_victim_pass(scorer, watched, row_policy):
-    nothing = dataclasses.replace(cutting(scorer, smooth_images(20), stage_a=0.5, score=0.5), stage_a=-1.0)
-    answers = guarding(watched, scorer, Reject(nothing), row_policy=row_policy).query(smooth_images(6))
+def test_a_batch_that_stage_a_refuses_as_a_whole_costs_no_victim_pass(free_scorer, watched, row_policy):
+    nothing = dataclasses.replace(cutting(free_scorer, smooth_images(20), stage_a=0.5, score=0.5), stage_a=-1.0)
+    answers = guarding(watched, free_scorer, Reject(nothing), row_policy=row_policy).query(smooth_images(6))
     assert watched.batches == []
     assert not answers.answered.any()
     assert answers.probs.shape == (6, CLASSES)
     assert np.isnan(answers.probs).all()
 
 
-def test_one_row_refused_by_stage_a_refuses_the_batch_under_worst_and_nobody_is_asked(scorer, watched, three_fates):
+def test_one_row_refused_by_stage_a_refuses_the_batch_under_worst_and_nobody_is_asked(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
     fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(early)[:1]
-    guard = guarding(watched, scorer, Reject(threshold), row_policy="worst")
+    guard = guarding(watched, free_scorer, Reject(threshold), row_policy="worst")
     assert not guard.query(queries[np.concatenate([fine, bad])]).answered.any()
     assert watched.batches == []
 
 
-def test_one_row_refused_by_its_score_refuses_the_batch_under_worst_after_one_pass(scorer, watched, three_fates):
+def test_one_row_refused_by_its_score_refuses_the_batch_under_worst_after_one_pass(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
     fine, bad = np.flatnonzero(~early & ~late)[:5], np.flatnonzero(late)[:1]
-    guard = guarding(watched, scorer, Reject(threshold), row_policy="worst")
+    guard = guarding(watched, free_scorer, Reject(threshold), row_policy="worst")
     answers = guard.query(queries[np.concatenate([fine, bad])])
     assert not answers.answered.any()
     assert np.isnan(answers.probs).all()
@@ -150,6 +161,80 @@ def test_nan_scores_are_refused(watched, row_policy):
     answers = guarding(watched, broken, Reject(everything), row_policy=row_policy).query(queries[:3])
     assert answers.answered.tolist() == ([False, True, True] if row_policy == "each" else [False] * 3)
     assert np.isnan(answers.probs[0]).all()
+
+
+# ---------------------------------------------------------------------- any number of rows
+
+
+class Counting(BlurScorer):
+    """Remembers the largest batch that it was asked to reconstruct at once."""
+
+    def __init__(self, like: BlurScorer) -> None:
+        super().__init__()
+        self.combination = like.combination
+        self.most_rows = 0
+
+    def reconstruct(self, queries):
+        self.most_rows = max(self.most_rows, len(queries))
+        return super().reconstruct(queries)
+
+
+@EITHER
+def test_however_large_a_batch_few_rows_are_judged_at_once(scorer, watched, row_policy):
+    counting = Counting(scorer)
+    everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
+    guard = guarding(watched, counting, Reject(everything), row_policy=row_policy)
+    queries = smooth_images(1000)
+    answers = guard.query(queries)
+    assert counting.most_rows <= 64
+    assert np.array_equal(watched.rows, queries)
+    assert np.allclose(answers.probs, linear_victim().answer(queries), atol=1e-6)
+
+
+def test_rows_of_a_large_batch_get_what_they_get_alone(free_scorer, watched):
+    queries = np.concatenate([smooth_images(150, seed=5), noise_images(50)])[np.random.default_rng(0).permutation(200)]
+    guard = guarding(watched, free_scorer, Reject(cutting(free_scorer, queries, stage_a=0.3, score=0.5)))
+    together = guard.query(queries)
+    alone = [guard.query(queries[row : row + 1]) for row in range(200)]
+    assert together.answered.tolist() == [bool(answers.answered[0]) for answers in alone]
+    assert np.allclose(together.probs, np.concatenate([answers.probs for answers in alone]), atol=1e-6, equal_nan=True)
+
+
+def test_under_worst_one_bad_row_far_down_a_large_batch_refuses_it_and_nobody_is_asked(free_scorer, watched, three_fates):
+    queries, threshold, early, late = three_fates
+    fine = queries[np.flatnonzero(~early & ~late)]
+    many = np.concatenate([np.resize(fine, (200, 1, 4, 4)), queries[np.flatnonzero(early)[:1]]])
+    guard = guarding(watched, free_scorer, Reject(threshold), row_policy="worst")
+    assert guard.query(many[:-1]).answered.all()
+    watched.batches.clear()
+    answers = guard.query(many)
+    assert not answers.answered.any()
+    assert np.isnan(answers.probs).all()
+    assert watched.batches == []
+
+
+@EITHER
+def test_memory_beyond_queries_and_answers_does_not_grow_with_the_batch(row_policy):
+    pictures = InputContract.images(1, 32, 32)
+    weights = np.zeros((1024, CLASSES), np.float32)
+    scorer = BlurScorer(pictures, ScoreConfig("weighted", reconstruction_weight=0.5), weights=weights)
+    few = np.random.default_rng(0).integers(0, 256, (64, 1, 32, 32)).astype(np.float32) / np.float32(255)
+    scorer.fit_combination(scorer.score_terms(few, linear_victim(pictures, weights).answer(few)))
+    everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
+    guard = Guard(linear_victim(pictures, weights), scorer, Reject(everything), row_policy=row_policy)
+
+    def peak(rows: int) -> int:
+        queries = np.resize(few, (rows, 1, 32, 32))
+        guard.query(queries)
+        tracemalloc.start()
+        try:
+            guard.query(queries)
+            return tracemalloc.get_traced_memory()[1] // rows
+        finally:
+            tracemalloc.stop()
+
+    per_query = few[0].nbytes
+    assert peak(2048) < 4 * per_query  # checking, clipping and rounding copy the queries; their reconstructions alone would be 3 more
 
 
 # ---------------------------------------------------------------------- what is paid, what is coarsened
@@ -217,9 +302,9 @@ def test_tries_are_uniform_from_one_to_twice_the_work(scorer, watched):
     assert guard.challenged == 600
 
 
-def test_coarsened_answers_name_the_class_and_no_more(scorer, watched, three_fates):
+def test_coarsened_answers_name_the_class_and_no_more(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    answers = guarding(watched, scorer, CoarseAnswers(threshold)).query(queries)
+    answers = guarding(watched, free_scorer, CoarseAnswers(threshold)).query(queries)
     open_answers = linear_victim().answer(queries)
     assert answers.answered.all()
     poor = early | late
@@ -292,9 +377,9 @@ def test_a_calibrated_guard_serves_benign_users_and_starves_noise(scorer, watche
     assert guard.query(noise_images(100)).answered.mean() < 0.05
 
 
-def test_guards_are_endpoints_and_meters_count_what_they_refuse(scorer, watched, three_fates):
+def test_guards_are_endpoints_and_meters_count_what_they_refuse(free_scorer, watched, three_fates):
     queries, threshold, early, late = three_fates
-    guard = guarding(watched, scorer, Reject(threshold))
+    guard = guarding(watched, free_scorer, Reject(threshold))
     assert isinstance(guard, Endpoint)
     metered = MeteredEndpoint(guard, budget=100, record=True)
     metered.query(queries)
@@ -302,10 +387,10 @@ def test_guards_are_endpoints_and_meters_count_what_they_refuse(scorer, watched,
     assert metered.recorded().answered.sum() == (~early & ~late).sum()
 
 
-def test_queries_are_put_on_the_grid_before_they_are_judged_and_sent(scorer, watched):
+def test_queries_are_put_on_the_grid_before_they_are_judged_and_sent(free_scorer, watched):
     everything = Threshold(value=np.inf, stage_a=np.inf, false_positive_rate=0.05, n=99, k=5, interval=(0.0, 1.0))
     queries = smooth_images(4)
-    guarding(watched, scorer, Reject(everything)).query(queries + np.float32(0.4 / 255))
+    guarding(watched, free_scorer, Reject(everything)).query(queries + np.float32(0.4 / 255))
     assert np.array_equal(watched.rows, queries)
 
 
@@ -344,6 +429,69 @@ def test_a_victim_that_is_not_the_calibrated_one_is_refused_before_the_first_que
         with pytest.raises(InvalidVictimError, match=r"must answer as it did at calibration, got answers to 32 canary queries that moved"):
             Guard(linear_victim(weights=weights), scorer, policy)
     Guard(linear_victim(weights=WEIGHTS * np.float32(1 + 1e-6)), scorer, policy)  # rounding
+
+
+def same_otherwise(scorer: BlurScorer, **changes) -> BlurScorer:
+    """The scorer with something of its calibration changed."""
+    other = copy.copy(scorer)
+    other.calibration = dataclasses.replace(scorer.calibration, **changes)
+    return other
+
+
+POLICIES = pytest.mark.parametrize(
+    "policy_of",
+    [
+        lambda calibration: Reject(calibration.threshold(0.05)),
+        lambda calibration: Reject(calibration.threshold(0.3)),
+        lambda calibration: CoarseAnswers(calibration.threshold(0.1)),
+        lambda calibration: ProofOfWork(calibration, pricing=CHEAP),
+        lambda calibration: Ladder(calibration, pricing=CHEAP),
+    ],
+    ids=["reject at 5 %", "reject at 30 %", "coarse", "proof of work", "ladder"],
+)
+
+
+@POLICIES
+def test_a_policy_must_have_the_cut_offs_of_the_scorers_own_calibration(scorer, policy_of):
+    own, victim = scorer.calibration, linear_victim()
+    Guard(victim, scorer, policy_of(own))
+    for change in (
+        {"scores": own.scores + 1e-3},  # another fit, or another engine
+        {"scores": own.scores[:-10], "stage_a_scores": own.stage_a_scores[:-10]},
+        {"statistics_stage_a": own.statistics_stage_a - 1.0},
+        {"biased": True},
+    ):
+        with pytest.raises(ConfigurationError, match=r"policy must cut where the scorer's own .*Take scorer.calibration.threshold\(rate\)"):
+            Guard(victim, same_otherwise(scorer, **change), policy_of(own))
+    few = same_otherwise(scorer, scores=own.scores[:2], stage_a_scores=own.stage_a_scores[:2])
+    with pytest.raises(ConfigurationError, match="which is no such cut of its 2 benign scores"):
+        Guard(victim, few, policy_of(own))
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.3])
+def test_a_threshold_that_was_stored_and_read_again_is_the_same(scorer, rate):
+    for stage_a_scores in (scorer.calibration.stage_a_scores, np.full(len(scorer.calibration.scores), -np.inf)):
+        own = same_otherwise(scorer, stage_a_scores=stage_a_scores)
+        threshold = own.calibration.threshold(rate)
+        Guard(linear_victim(), own, Reject(Threshold.from_json(json.loads(json.dumps(threshold.to_json())))))
+        Guard(linear_victim(), own, Reject(dataclasses.replace(threshold, value=threshold.value * (1 + 1e-12))))
+
+
+@pytest.mark.parametrize("change", [{"value": 0.0}, {"value": np.nan}, {"stage_a": np.inf}, {"false_positive_rate": 0.0}, {"k": 1}])
+def test_a_threshold_by_hand_is_refused_beside_a_calibration(scorer, change):
+    threshold = dataclasses.replace(scorer.calibration.threshold(0.3), **change)
+    with pytest.raises(ConfigurationError, match="policy must cut where the scorer's own calibration does, got score > "):
+        Guard(linear_victim(), scorer, Reject(threshold))
+
+
+def test_where_stage_a_spends_the_whole_budget_its_cut_off_is_compared(scorer):
+    n = len(scorer.calibration.scores)
+    spent = same_otherwise(scorer, stage_a_scores=scorer.calibration.statistics_stage_a[-1] + 1.0 + np.arange(n))
+    threshold = spent.calibration.threshold(0.05)
+    assert threshold.value == np.inf
+    Guard(linear_victim(), spent, Reject(threshold))
+    with pytest.raises(ConfigurationError, match="policy must cut where"):
+        Guard(linear_victim(), spent, Reject(dataclasses.replace(threshold, stage_a=threshold.stage_a + 1.0)))
 
 
 def test_another_row_policy_is_refused(scorer):

@@ -166,8 +166,11 @@ def test_ragged_answers_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": 1}, "victim classes must be at least 2, got 1"),
-        ({"classes": 2, "batch_size": 0}, "victim batch_size must be at least 1, got 0"),
+        ({"classes": 1}, "victim classes must be at least 2, a whole number, got 1"),
+        ({"classes": 2.5}, "victim classes must be at least 2, a whole number, got 2.5"),
+        ({"classes": float("nan")}, "victim classes must be at least 2, a whole number, got nan"),
+        ({"classes": 2, "batch_size": 0}, "victim batch_size must be at least 1, a whole number, got 0"),
+        ({"classes": 2, "batch_size": 1.5}, "victim batch_size must be at least 1, a whole number, got 1.5"),
         ({"classes": 2, "output": "scores"}, "victim output must be probs, logits or labels, got 'scores'"),
     ],
 )

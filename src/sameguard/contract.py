@@ -125,11 +125,12 @@ class InputContract:
         return self.shape if self.layout == "NCHW" else (*self.shape[1:], self.shape[0])
 
     def decode(self, raw: np.ndarray) -> Queries:
-        """Canonical queries from what a client sent: raw (batch, *raw_shape) in the contract's dtype and layout.
+        """Canonical queries from what a client sent: raw (batch, *raw_shape) in the contract's dtype and layout, in any byte order.
 
-        Raises InvalidQueryError for another dtype, rank or shape, an empty batch, NaN, infinity, or values out of bounds.
+        Raises InvalidQueryError for another dtype, rank or shape, rows of unequal shape, an empty batch, NaN, infinity, or values out of
+        bounds.
         """
-        raw = np.asarray(raw)
+        raw = _as_array(raw)
         wanted = np.uint8 if self.dtype == "UINT8" else np.float32
         if raw.dtype != wanted and not (self.dtype == "FP32" and raw.dtype == np.float64):
             raise InvalidQueryError(f"query dtype must be {np.dtype(wanted).name} ({self.dtype}), got {raw.dtype.name}: convert it first.")
@@ -160,7 +161,7 @@ class InputContract:
         Values up to half a grid step outside the bounds are clipped, because a client that normalises in float lands there.
         Raises InvalidQueryError for a wrong dtype or shape, an empty batch, NaN, infinity, or values out of bounds.
         """
-        queries = np.asarray(queries)
+        queries = _as_array(queries)
         if queries.dtype not in (np.float32, np.float64):
             raise InvalidQueryError(
                 f"canonical queries must be float32, got {queries.dtype.name}: what clients send goes through contract.decode(raw) first."
@@ -216,3 +217,14 @@ class InputContract:
             bounds=(-math.inf if lowest is None else lowest, math.inf if highest is None else highest),
             grid=stored["grid"],
         )
+
+
+def _as_array(batch: Any) -> np.ndarray:
+    """The batch as an array in this machine's byte order: another one is the same numbers, but unequal as a dtype."""
+    try:
+        found = np.asarray(batch)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal rows; tensors that cannot leave their device or their graph
+        raise InvalidQueryError(
+            f"query batch must be an array, or nested lists of equal rows, got {type(batch).__name__}: {error}"
+        ) from error
+    return found.astype(found.dtype.newbyteorder("="), copy=False)

@@ -4,6 +4,7 @@ Victim, guard, meter and HTTP client all are Endpoints, so they nest, and no att
 `MeteredEndpoint` is the only thing in the project that owns a query counter.
 """
 
+from numbers import Integral
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -45,12 +46,12 @@ class MeteredEndpoint:
     """
 
     def __init__(self, endpoint: Endpoint, *, budget: int | None = None, record: bool = False) -> None:
-        if budget is not None and budget < 1:
-            raise ConfigurationError(f"budget must be at least 1 query, got {budget}: pass None for no limit.")
+        if budget is not None and not (isinstance(budget, Integral) and budget >= 1):  # nan and 2.5 would never be used up
+            raise ConfigurationError(f"budget must be at least 1 query, a whole number, got {budget}: pass None for no limit.")
         self.endpoint = endpoint
         self.contract = endpoint.contract
         self.classes = endpoint.classes
-        self.budget = budget
+        self.budget = None if budget is None else int(budget)
         self.used = 0
         self._records: list[Record] | None = [] if record else None
 

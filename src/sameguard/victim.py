@@ -6,6 +6,7 @@ and every answer is checked: a second softmax on probabilities flattens everythi
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,17 +38,17 @@ class BlackBox:
         batch_size: int = 256,
         name: str = "victim",
     ) -> None:
-        if classes < 2:
-            raise ConfigurationError(f"victim classes must be at least 2, got {classes}.")
+        if not (isinstance(classes, Integral) and classes >= 2):
+            raise ConfigurationError(f"victim classes must be at least 2, a whole number, got {classes}.")
         if output not in ("probs", "logits", "labels"):
             raise ConfigurationError(f"victim output must be probs, logits or labels, got {output!r}.")
-        if batch_size < 1:
-            raise ConfigurationError(f"victim batch_size must be at least 1, got {batch_size}.")
+        if not (isinstance(batch_size, Integral) and batch_size >= 1):
+            raise ConfigurationError(f"victim batch_size must be at least 1, a whole number, got {batch_size}.")
         self.predict = predict
         self.contract = contract
-        self.classes = classes
+        self.classes = int(classes)
         self.output: Output = output
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.name = name
 
     def query(self, queries: np.ndarray) -> Answers:

@@ -126,6 +126,13 @@ def test_vectors_become_float32_and_need_no_labels(tmp_path):
     assert (found.train.raw.dtype, found.train.labels, found.train.classes) == (np.float32, None, 0)
 
 
+def test_arrays_of_either_byte_order_are_read(tmp_path):
+    found = read_arrays(npz(tmp_path, inputs=np.array([[1.5, -2.0]], ">f4"), labels=np.array([3], ">i4")))
+    assert found.train.raw.tolist() == [[1.5, -2.0]]
+    assert found.train.raw.dtype.isnative
+    assert found.train.labels.tolist() == [3]
+
+
 def test_classes_can_be_more_than_are_seen(tmp_path):
     assert read_arrays(npz(tmp_path, inputs=grey(2), labels=labels(2)), classes=7).train.classes == 7
 
@@ -141,6 +148,9 @@ def test_classes_can_be_more_than_are_seen(tmp_path):
         ({"inputs": np.full((2, 5), 1e300)}, "mine.npz: inputs must be finite"),
         ({"inputs": grey(2), "labels": np.array(["a", "b"])}, "mine.npz labels must be integers, got <U1"),
         ({"inputs": grey(2), "labels": labels(3)}, "mine.npz: labels must be one for each input"),
+        ({"inputs": grey(0), "labels": labels(0)}, "mine.npz inputs must hold at least one row, got 0"),
+        ({"inputs": np.zeros((0, 5))}, "mine.npz inputs must hold at least one row, got 0"),
+        ({"inputs": grey(2), "x_train": grey(3)}, "mine.npz must name the inputs of a part once, got inputs and x_train"),
         ({"inputs": np.array([None])}, "mine.npz must be an .npz of arrays, got a damaged .*allow_pickle=False"),
     ],
 )

@@ -194,6 +194,13 @@ def test_fail_open_answers_and_is_counted():
     assert 'guard_degraded_total{reason="scorer-failed"} 1.0' in metrics
 
 
+def test_a_score_that_is_no_number_passes_not_even_a_guard_that_fails_open():
+    with rigged(policy={"kind": "reject"}, scorer={"fail_open": True}) as rig:
+        with_backend(rig).infinite = True
+        assert asked(rig.url, DIGITS[:1])[0] == 503
+    assert rig.noted.decisions[0].degraded == ""
+
+
 def test_quotas_count_rows_and_tell_when_to_come_back():
     with rigged(policy={"kind": "reject"}, quota={"rows_per_minute": 6, "burst_rows": 2}) as rig:
         statuses = [asked(rig.url, DIGITS[:1])[0] for _ in range(4)]

@@ -11,11 +11,15 @@ import typer
 from typer.core import TyperGroup
 
 from sameguard.cli.attack import attack_command
+from sameguard.cli.audit import audit_command
+from sameguard.cli.client_proxy import client_proxy_command
 from sameguard.cli.data import data_app
 from sameguard.cli.demo import demo_command
+from sameguard.cli.doctor import doctor_command
 from sameguard.cli.evaluate import evaluate_command, report_command
 from sameguard.cli.fit import calibrate_command, fit_command
 from sameguard.cli.score import score_command, show_command
+from sameguard.cli.score_log import score_log_command
 from sameguard.cli.serve import serve_command
 from sameguard.errors import SameguardError
 
@@ -72,4 +76,8 @@ app.command("attack")(attack_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("serve")(serve_command)
+app.command("audit")(audit_command)
+app.command("score-log")(score_log_command)
+app.command("doctor")(doctor_command)
+app.command("client-proxy")(client_proxy_command)
 app.add_typer(data_app, name="data")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sameguard.cli.remote import (
+    BATCH_ROWS,
+    HTTP,
+    DialectOption,
+    HeaderOption,
+    ModelOption,
+    OutputNameOption,
+    PathOption,
+    RemoteOptions,
+    RequestsOption,
+    RowsOption,
+    open_victim,
+)
 from sameguard.cli.sources import (
     ClassesOption,
     DtypeOption,
@@ -23,7 +37,8 @@ from sameguard.cli.sources import (
     load_split,
     load_victim,
 )
-from sameguard.endpoint import MeteredEndpoint
+from sameguard.client import RemoteEndpoint, RemoteVictim
+from sameguard.endpoint import Answers, MeteredEndpoint
 from sameguard.errors import ConfigurationError
 from sameguard.ledger import Ledger
 from sameguard.victim import BlackBox
@@ -59,6 +74,25 @@ def attack_command(
         Path | None, typer.Option(help="Keep every answer in this file: the same command goes on from it after a crash.")
     ] = None,
     save_queries: Annotated[Path | None, typer.Option("--save-queries", help="Write queries and answers to this .npz.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help="The same victim without its guard, to judge the copy by; else the test inputs that are answered unpaid.",
+            rich_help_panel=HTTP,
+        ),
+    ] = None,
+    solve_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds to spend on a proof of work; 0 never pays.", rich_help_panel=HTTP)
+    ] = 60.0,
+    model: ModelOption = "model",
+    dialect: DialectOption = "oip",
+    output_name: OutputNameOption = None,
+    header: HeaderOption = None,
+    path: PathOption = None,
+    requests_per_second: RequestsOption = None,
+    batch_rows: RowsOption = BATCH_ROWS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Steal a model as a thief would, and print what it cost and how good the copy is.
@@ -69,13 +103,19 @@ def attack_command(
         from sameguard.cli.progress import stage_bars
         from sameguard.detectors import default_auxiliary
         from sameguard.evaluation.attack_kinds import Belongings, attack_kind, make_attack
-        from sameguard.evaluation.metrics import accuracy, fidelity
+        from sameguard.networks import predict_logits
         from sameguard.training import FitConfig, RunControl
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"attack trains a substitute and needs {error.name}: pip install 'sameguard[train]'.") from error
     attack_kind(name)  # an unknown name is refused before data are read
     judged = load_split(test, data_root, "test", size)
-    black_box = load_victim(victim, judged.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
+    remote = RemoteOptions(
+        model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows, solve_seconds=solve_seconds
+    )
+    told = {"layout": layout, "dtype": dtype, "mean": mean, "std": std}
+    black_box = load_victim(victim, judged.raw.shape[1:], output=output, classes=classes, **told, remote=remote)
+    judged_by = black_box if judge is None else _judge(judge, black_box, judged.raw.shape[1:])
+    attacked = guard is None and isinstance(black_box, RemoteVictim)  # at its address, which may be a guard's
     config = FitConfig(epochs=epochs, batch_size=64, learning_rate=1e-3, weight_decay=1e-4, precision="fp32")
     with stage_bars() as progress:
         belongings = Belongings(
@@ -86,15 +126,19 @@ def attack_command(
             control=RunControl(progress=progress),
         )  # fmt: skip
         thief = make_attack(name, belongings, budget, _options(setting or []))
-        endpoint: Any = black_box if guard is None else _guarded(black_box, guard)
+        endpoint: Any = _guarded(black_box, guard) if guard is not None else black_box.endpoint if attacked else black_box
         meter = MeteredEndpoint(endpoint if ledger is None else Ledger(endpoint, ledger), budget=budget)
         found = thief.run(meter, seed)
     queries = black_box.contract.canonicalise(judged.inputs)
+    cost = _cost(endpoint) if attacked else None
+    truth = _answered_unpaid(endpoint.url, black_box, remote, queries) if attacked and judge is None else judged_by.query(queries)
+    stolen, own = (logits.argmax(axis=1) for logits in (predict_logits(found.substitute, queries), truth.probs))
     result = {
         "attack": name, "budget": budget, "used": found.used, "answered": int(found.answered.sum()), "test": len(queries),
-        "fidelity": fidelity(found.substitute, black_box, queries),
-        "accuracy": None if judged.labels is None else accuracy(found.substitute, queries, judged.labels),
-        "victim_accuracy": None if judged.labels is None else accuracy(black_box, queries, judged.labels), "notes": found.notes,
+        "judged": int(truth.answered.sum()), "fidelity": _share((stolen == own)[truth.answered]),
+        "accuracy": None if judged.labels is None else _share(stolen == judged.labels),
+        "victim_accuracy": None if judged.labels is None else _share((own == judged.labels)[truth.answered]),
+        "notes": found.notes, "cost": cost,
     }  # fmt: skip
     if save_queries is not None:
         _save(save_queries, found)
@@ -102,6 +146,30 @@ def attack_command(
         typer.echo(json.dumps(result, indent=1))
     else:
         Console().print(_table(result))
+
+
+def _judge(spec: str, victim: BlackBox, shape: tuple[int, ...]) -> BlackBox:
+    """What --judge names. Raises ConfigurationError where it has other classes than the victim."""
+    judge = load_victim(spec, shape, output=None, classes=None if spec.endswith(".onnx") else victim.classes)
+    if judge.classes != victim.classes:
+        raise ConfigurationError(f"--judge must have the victim's {victim.classes} classes, got {judge.classes}.")
+    return judge
+
+
+def _answered_unpaid(url: str, victim: RemoteVictim, remote: RemoteOptions, queries: np.ndarray) -> Answers:
+    """What whoever pays nothing gets, asked one by one: beside a refused row the others of a batch would be refused too."""
+    unpaid = replace(remote, solve_seconds=0.0, batch_rows=1)
+    with open_victim(url, victim.contract, unpaid, output=victim.output, classes=victim.classes).endpoint as endpoint:
+        return endpoint.query(queries)
+
+
+def _cost(endpoint: RemoteEndpoint) -> dict[str, int | float]:
+    """What the attack cost this client over HTTP."""
+    return {**asdict(endpoint.traffic), "unpaid_rows": endpoint.rows.unpaid, "split_batches": endpoint.rows.splits}
+
+
+def _share(agreed: np.ndarray) -> float | None:
+    return float(agreed.mean()) if len(agreed) else None
 
 
 def _guarded(victim: BlackBox, artefact: Path) -> Any:
@@ -136,10 +204,23 @@ def _save(path: Path, found: Any) -> None:
 def _table(result: dict[str, Any]) -> Table:
     table = Table("", "value", title=f"{result['attack']}: {result['used']:,} of {result['budget']:,} queries spent")
     table.add_row("answered", f"{result['answered']:,} of {result['used']:,}")
-    table.add_row("fidelity of the copy", f"{100 * result['fidelity']:.1f} % of {result['test']:,} test inputs")
+    judged = f"{result['judged']:,} test inputs"
+    if result["judged"] < result["test"]:
+        judged += f", those of {result['test']:,} that are answered unpaid"
+    table.add_row("fidelity of the copy", f"{_percent(result['fidelity'])} of {judged}")
     if result["accuracy"] is not None:
-        table.add_row("accuracy of the copy", f"{100 * result['accuracy']:.1f} %")
-        table.add_row("accuracy of the victim", f"{100 * result['victim_accuracy']:.1f} %")
+        table.add_row("accuracy of the copy", _percent(result["accuracy"]))
+        table.add_row("accuracy of the victim", _percent(result["victim_accuracy"]))
+    if result["cost"] is not None:
+        cost = result["cost"]
+        table.add_row("requests", f"{cost['requests']:,}, of them {cost['retries']:,} again")
+        table.add_row(
+            "proofs of work", f"{cost['challenges']:,} in {cost['cpu_seconds']:.1f} CPU seconds; {cost['unpaid_rows']:,} rows not paid for"
+        )
     for name, value in result["notes"].items():
         table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.1f} %"

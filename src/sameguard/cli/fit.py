@@ -8,6 +8,18 @@ import numpy as np
 import typer
 
 from sameguard.calibration import Threshold, calibrate, check_supported, count_fresh
+from sameguard.cli.remote import (
+    BATCH_ROWS,
+    DialectOption,
+    HeaderOption,
+    LedgerOption,
+    ModelOption,
+    OutputNameOption,
+    PathOption,
+    RemoteOptions,
+    RequestsOption,
+    RowsOption,
+)
 from sameguard.cli.sources import (
     BenignOption,
     ClassesOption,
@@ -69,6 +81,14 @@ def fit_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of an interrupted fit.")] = False,
     work: Annotated[Path | None, typer.Option(help="Directory of checkpoints, default OUT.work.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artefact that is there.")] = False,
+    model: ModelOption = "model",
+    dialect: DialectOption = "oip",
+    output_name: OutputNameOption = None,
+    header: HeaderOption = None,
+    path: PathOption = None,
+    requests_per_second: RequestsOption = None,
+    batch_rows: RowsOption = BATCH_ROWS,
+    ledger: LedgerOption = None,
 ) -> None:
     """Fit SAME on the victim's training data, write the artefact, and calibrate it where benign queries are given.
 
@@ -88,7 +108,10 @@ def fit_command(
     if engine != "auto":
         require(parse_provider(engine))
     train, benign_queries = train_and_benign(data, data_root, held_out, benign, size)
-    black_box = load_victim(victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std)
+    remote = RemoteOptions(model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows, ledger)
+    black_box = load_victim(
+        victim, train.raw.shape[1:], output=output, classes=classes, layout=layout, dtype=dtype, mean=mean, std=std, remote=remote
+    )
     if benign_queries is not None:  # what cannot be calibrated afterwards is refused before hours of training
         check_supported(count_fresh(black_box.contract, benign_queries, train.batches(4096)), rate)
     detector = _detector(torch_backed, black_box, preset, share, patch_size, auxiliary_epochs)
@@ -165,6 +188,14 @@ def calibrate_command(
     from_training_data: Annotated[
         bool, typer.Option("--from-training-data", help="Use --data whole although the victim trained on them: biased.")
     ] = False,
+    model: ModelOption = "model",
+    dialect: DialectOption = "oip",
+    output_name: OutputNameOption = None,
+    header: HeaderOption = None,
+    path: PathOption = None,
+    requests_per_second: RequestsOption = None,
+    batch_rows: RowsOption = BATCH_ROWS,
+    ledger: LedgerOption = None,
 ) -> None:
     """Fit the score's statistics and the threshold on held-out benign queries, on the engine that will serve.
 
@@ -184,7 +215,10 @@ def calibrate_command(
             "calibrate needs benign queries: give --benign, or --data with --held-out, or --data with --from-training-data."
         )
     declared = same_output(scorer.manifest, output)
-    black_box = load_victim(victim, queries.shape[1:], output=declared, classes=classes or scorer.classes, contract=scorer.contract)
+    remote = RemoteOptions(model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows, ledger)
+    black_box = load_victim(
+        victim, queries.shape[1:], output=declared, classes=classes or scorer.classes, contract=scorer.contract, remote=remote
+    )
     _calibrate_and_print(scorer, queries, black_box, rate, engine, seed, from_training_data)
 
 

@@ -1,8 +1,9 @@
 """`sameguard score` and `sameguard show`: apply an artefact to queries, and read what it says of itself. Neither needs torch."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -11,6 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from sameguard.artifact import read_artifact
+from sameguard.cli.remote import (
+    BATCH_ROWS,
+    DialectOption,
+    HeaderOption,
+    ModelOption,
+    OutputNameOption,
+    PathOption,
+    RemoteOptions,
+    RequestsOption,
+    RowsOption,
+)
 from sameguard.cli.sources import (
     ClassesOption,
     DataOption,
@@ -22,7 +34,8 @@ from sameguard.cli.sources import (
     load_victim,
     same_output,
 )
-from sameguard.errors import ConfigurationError
+from sameguard.errors import ArtifactError, CalibrationError, ConfigurationError
+from sameguard.policies import LevelDescription, ProofOfWork
 from sameguard.runtime import Scorer
 
 PartOption = Annotated[str, typer.Option("--part", help="train or test, where the data have both.")]
@@ -42,6 +55,13 @@ def score_command(
     out: Annotated[Path | None, typer.Option("--out", help="Write every row: .npz (scores, stage_a, flagged, all terms) or .csv.")] = None,
     output: OutputOption = None,
     classes: ClassesOption = None,
+    model: ModelOption = "model",
+    dialect: DialectOption = "oip",
+    output_name: OutputNameOption = None,
+    header: HeaderOption = None,
+    path: PathOption = None,
+    requests_per_second: RequestsOption = None,
+    batch_rows: RowsOption = BATCH_ROWS,
     as_json: JsonOption = False,
 ) -> None:
     """Score queries against a calibrated artefact and count what its threshold flags.
@@ -58,12 +78,14 @@ def score_command(
     threshold = scorer.threshold(rate)
     queries = load_split(data, data_root, part, size)
     queries = (queries if limit is None else queries.take(np.arange(min(limit, len(queries))))).inputs
+    remote = RemoteOptions(model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows)
     black_box = load_victim(
         victim,
         queries.shape[1:],
         output=same_output(scorer.manifest, output),
         classes=classes or scorer.classes,
         contract=scorer.contract,
+        remote=remote,
     )
     scorer.calibration.check_victim(black_box)
     rows = _scored(scorer, black_box, queries)
@@ -114,15 +136,16 @@ def _write(out: Path, rows: dict[str, np.ndarray]) -> None:
 
 
 def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the artefact.")], as_json: JsonOption = False) -> None:
-    """Show what an artefact guards, how it was fitted, and what its threshold promises.
+    """Show what an artefact guards, how it was fitted, what its threshold promises, and what a proof of work would cost.
 
     Example: sameguard show guard/
     """
     read_artifact(artifact)  # verifies every file, the weights too, which serving does not read
-    scorer = Scorer(artifact, for_calibration=True)  # showing needs no particular engine
+    scorer = _on_any_engine(artifact)
     manifest = scorer.manifest
+    price, why_not = _price(scorer)
     if as_json:
-        typer.echo(json.dumps(manifest, indent=2))
+        typer.echo(json.dumps({**manifest, "proof_of_work": _price_as_json(price, why_not)}, indent=2))
         return
     contract, fit, score = manifest["contract"], manifest.get("fit", {}), manifest["score"]
     table = Table(show_header=False, title=escape(str(artifact)))
@@ -149,4 +172,47 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
         table.add_row("roles", ", ".join(f"{role} {count}" for role, count in manifest["roles"].items()) + " queries, disjoint by digest")
     table.add_row("files", ", ".join(f"{entry['file']} ({entry['bytes']:,} bytes)" for entry in manifest["files"].values()))
     table.add_row("written by", f"sameguard {manifest['sameguard']}")
+    if price is None:
+        table.add_row("proof of work", escape(why_not))
     Console().print(table)
+    if price is not None:
+        Console().print(_price_table(price))
+
+
+def _on_any_engine(artifact: Path) -> Scorer:
+    """With its calibration where the engine that it is bound to is installed, else without."""
+    try:
+        return Scorer(artifact)
+    except ArtifactError:  # a damaged artefact says so again
+        return Scorer(artifact, for_calibration=True)
+
+
+def _price(scorer: Scorer) -> tuple[ProofOfWork | None, str]:
+    """Proof of work at its default levels, or why this artefact cannot have it."""
+    if scorer.calibration is None:
+        return None, "bound to an engine that is not installed here" if scorer.thresholds else "not calibrated yet: sameguard calibrate"
+    try:
+        return ProofOfWork(scorer.calibration), ""
+    except CalibrationError as error:
+        return None, str(error)
+
+
+def _price_as_json(price: ProofOfWork | None, why_not: str) -> dict[str, Any]:
+    if price is None:
+        return {"levels": [], "why_not": why_not}
+    return {"puzzle": asdict(price.pricing.puzzle), "levels": [asdict(level) for level in price.describe()]}
+
+
+def _price_table(price: ProofOfWork) -> Table:
+    puzzle = price.pricing.puzzle
+    title = f"proof of work, {puzzle.algorithm} at {puzzle.seconds_per_try:g} s a try on one core"
+    table = Table("level", "benign, at most", "realised (95 %)", "mean tries", "expected", "at worst", title=title)
+    for level in price.describe():
+        table.add_row(*_cells(level))
+    return table
+
+
+def _cells(level: LevelDescription) -> tuple[str, ...]:
+    low, high = level.interval
+    share, realised = f"{level.benign_share:.2%}", f"{low:.2%} to {high:.2%}"
+    return str(level.level), share, realised, str(level.work), f"{level.expected_seconds:.3g} s", f"{level.worst_seconds:.3g} s"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from sameguard.cli.remote import RemoteOptions, check_local, is_url, open_victim
 from sameguard.contract import InputContract
 from sameguard.data import DataSet, Split, load, names, split
 from sameguard.data.folders import read_arrays, read_image_folder
@@ -18,7 +19,10 @@ from sameguard.victim import BlackBox, from_onnx, from_predictor
 HELD_OUT_SEED = 0
 
 VictimOption = Annotated[
-    str, typer.Option("--victim", metavar="SPEC", help="model.onnx, or package.module:object (torch, scikit-learn, function).")
+    str,
+    typer.Option(
+        "--victim", metavar="SPEC", help="model.onnx, package.module:object (torch, scikit-learn, function), or http://host:port."
+    ),
 ]
 DataOption = Annotated[
     str, typer.Option("--data", metavar="NAME|PATH", help="A data set's name, an .npz of arrays, or a folder of images.")
@@ -27,7 +31,9 @@ SizeOption = Annotated[int | None, typer.Option("--size", help="Resize a folder'
 RootOption = Annotated[Path, typer.Option("--data-root", envvar="SAMEGUARD_DATA", help="Folder below which named data sets lie.")]
 BenignOption = Annotated[str | None, typer.Option("--benign", metavar="NAME|PATH", help="Held-out benign queries that nobody trained on.")]
 HeldOutOption = Annotated[float, typer.Option("--held-out", help="Share of --data, by digest, that the victim did NOT train on: benign.")]
-OutputOption = Annotated[str | None, typer.Option("--output", help="probs, logits or labels; default logits for ONNX and torch.")]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", help="probs, logits or labels; default logits for ONNX and torch, probs over HTTP.")
+]
 ClassesOption = Annotated[int | None, typer.Option("--classes", help="Number of classes, where the victim does not tell.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="How clients send images: NCHW, NHWC or flat.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="FP32 or UINT8.")]
@@ -96,8 +102,17 @@ def contract_from(shape: tuple[int, ...], layout: str | None, dtype: str | None,
 
 
 def load_victim(spec: str, inputs_shape: tuple[int, ...], *, output: str | None, classes: int | None, layout: str | None = None,
-                dtype: str | None = None, mean: str | None = None, std: str | None = None, contract: InputContract | None = None) -> BlackBox:  # fmt: skip
-    """The victim that a SPEC names, under a contract for inputs of this canonical shape (or the contract given, an artefact's)."""
+                dtype: str | None = None, mean: str | None = None, std: str | None = None, contract: InputContract | None = None,
+                remote: RemoteOptions | None = None) -> BlackBox:  # fmt: skip
+    """The victim that a SPEC names, under a contract for inputs of this canonical shape (or the contract given, an artefact's).
+
+    remote: how to ask one over HTTP.
+    """
+    remote = remote or RemoteOptions()
+    if is_url(spec):
+        made = contract or contract_from(inputs_shape, layout, dtype, mean, std)
+        return open_victim(spec, made, remote, output=output, classes=classes, adopt=contract is None)
+    check_local(spec, remote)
     if spec.endswith(".onnx"):
         if contract is None:
             contract = contract_from(inputs_shape, layout or _onnx_layout(spec, inputs_shape), dtype or _onnx_dtype(spec), mean, std)
@@ -150,7 +165,7 @@ def _unchanged(found: BlackBox, spec: str, contract: InputContract, *, given: bo
 def _import(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise ConfigurationError(f"--victim must be model.onnx or package.module:object, got {spec!r}.")
+        raise ConfigurationError(f"--victim must be model.onnx, package.module:object or http://host:port, got {spec!r}.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -114,12 +114,16 @@ def _common_form(paths: list[Path], size: int | None) -> tuple[bool, int, int]:
 
 
 def _named_part(arrays: np.lib.npyio.NpzFile, keys: tuple[tuple[str, str], ...], file: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Raw inputs and labels under the first pair of names that is there."""
-    for inputs_key, labels_key in keys:
-        if inputs_key in arrays.files:
-            labels = int64_labels(arrays[labels_key], f"{file} {labels_key}") if labels_key in arrays.files else None
-            return _as_raw(arrays[inputs_key], f"{file} {inputs_key}"), labels
-    return None
+    """Raw inputs and labels under the pair of names that is there. Raises InvalidDataError where two are: one would be left out in silence."""
+    present = [pair for pair in keys if pair[0] in arrays.files]
+    if not present:
+        return None
+    if len(present) > 1:
+        found = " and ".join(inputs for inputs, _ in present)
+        raise InvalidDataError(f"{file} must name the inputs of a part once, got {found}: leave one of them out.")
+    ((inputs_key, labels_key),) = present
+    labels = int64_labels(arrays[labels_key], f"{file} {labels_key}") if labels_key in arrays.files else None
+    return _as_raw(arrays[inputs_key], f"{file} {inputs_key}"), labels
 
 
 def _as_raw(array: np.ndarray, name: str) -> np.ndarray:
@@ -129,6 +133,8 @@ def _as_raw(array: np.ndarray, name: str) -> np.ndarray:
         array = channels_first(array, name)
     elif array.dtype == np.uint8:
         raise InvalidDataError(f"{name} must be floats where inputs are vectors, got uint8 of shape {array.shape}: reshape flat images.")
+    if len(array) == 0:
+        raise InvalidDataError(f"{name} must hold at least one row, got 0.")
     if array.dtype == np.uint8:
         return array
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and Split refuses it

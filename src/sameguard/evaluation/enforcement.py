@@ -1,26 +1,29 @@
 """What a guard changes: the stolen model, open and refused at fixed benign costs; refusal and proof of work (Figure 4); many accounts.
 
-Thefts under enforcement are run anew, since an attack that asks again depends on what it was told. Proof of work is in process: levels by
-the query's benign p-value, work drawn as a server draws it (uniform on [1, 2W]), seconds from the hash rate measured on this machine.
+Thefts under enforcement are run anew, since an attack that asks again depends on what it was told. Figure 4 asks `Guard` query by query, in
+process: its policies are those that serve, its numbers of tries are drawn as a server draws them, and what a try takes is measured here.
 """
 
-import hashlib
 import time
+from dataclasses import asdict
 from typing import Any
 
+import altcha
 import numpy as np
 
 from sameguard.calibration import Threshold, clopper_pearson
 from sameguard.detectors.prada import Prada, alarm_rates, calibrate_threshold
+from sameguard.endpoint import Endpoint
+from sameguard.evaluation.accounts import SYBILS
 from sameguard.evaluation.detection import Found, Made, columns_of
-from sameguard.evaluation.families import TEXTURE, TYPICALITY, benign_scores, malicious_scores
-from sameguard.evaluation.scenarios import ACCOUNTS, SAME, AttackRow, Exhibit, Setting
+from sameguard.evaluation.families import TEXTURE, TYPICALITY, benign_scores
+from sameguard.evaluation.scenarios import SAME, AttackRow, Exhibit, Setting
 from sameguard.evaluation.stages import Laboratory
+from sameguard.guard import Guard
+from sameguard.policies import Pricing, ProofOfWork, Puzzle, Reject
 
-P_LEVELS = (0.25, 0.05, 0.01, 0.002)  # a query climbs a level below each of these benign p-values
-FIRST_WORK, WORK_FACTOR = 64, 4  # mean tries at level 0, and how much a level multiplies them
-KDF_COST = 1000  # iterations of PBKDF2-SHA-256 in one try
-PATIENCE_SECONDS = 5.0  # a client gives up a challenge that takes longer
+ASKED = 1000  # queries of each user in Figure 4
+PATIENCE_SECONDS = 10.0  # a client leaves a challenge that takes longer: twice an honest core at the worst price, see `Pricing`
 BENIGN_USERS = 12
 
 
@@ -55,72 +58,66 @@ def benign_cost(lab: Laboratory, setting: Setting) -> list[dict[str, Any]]:
 
 
 def add_ons(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
-    """Answered queries and response time under refusal and under proof of work, for benign and malicious users."""
+    """Answered queries and response time without a guard, under refusal and under proof of work, for benign and malicious users."""
     setting = exhibit.setting
-    scorer = lab.scorer(setting)
-    threshold = Threshold.from_json(lab.scorer_stage(setting).facts["thresholds"][0])
-    rate, base = tries_per_second(), _victim_seconds(lab, setting)
-    benign = benign_scores(lab, setting, SAME)
-    users = {"benign": (benign[TYPICALITY], benign[TEXTURE])}
+    victim, scorer, pricing = lab.victim(setting), lab.scorer(setting), Pricing()
+    threshold, price = scorer.threshold(setting.rates[0]), ProofOfWork(scorer.calibration, pricing=pricing)
+    per_try = seconds_per_try(pricing.puzzle)
+    users = {"benign": lab.roles(setting).test_queries[:ASKED]}  # they lie in a random order
     for row in made.attacks:
-        column, scores = columns_of(lab.theft(setting, row), row)[0], malicious_scores(lab, setting, SAME, row)
-        users[row.title] = (scores[TYPICALITY][column.rows], scores[TEXTURE][column.rows])
+        column = columns_of(lab.theft(setting, row), row)[0]
+        users[row.title] = column.theft.queries[_spread(column.rows, ASKED)]
     rows = []
-    for name, (scores, stage_a) in users.items():
-        answered = ~threshold.flags(scores, stage_a)
-        rows.append({"user": name, "defence": "none", **_times(np.full(len(scores), base)), "answered": 1.0, "n": len(scores)})
-        rows.append(
-            {"user": name, "defence": "refusal", **_times(np.full(len(scores), base)), "answered": float(answered.mean()), "n": len(scores)}
-        )
-        seconds = base + work_of(p_values(scorer.calibration.scores, scores), np.random.default_rng(lab.seed)) / rate
-        rows.append({
-            "user": name, "defence": "proof of work", **_times(seconds), "answered": float((seconds <= PATIENCE_SECONDS).mean()), "n": len(scores),
-            "core_hours_per_10000": float(seconds.mean() * 10_000 / 3600),
-        })  # fmt: skip
+    for user, queries in users.items():
+        lab.stop_at_deadline("evaluation")
+        defences: dict[str, Endpoint] = {
+            "none": victim, "refusal": Guard(victim, scorer, Reject(threshold)), "proof of work": Guard(victim, scorer, price, seed=lab.seed),
+        }  # fmt: skip
+        for name, endpoint in defences.items():
+            rows.append({"user": user, "defence": name, **experience(endpoint, queries, per_try), "n": len(queries)})
+    levels = price.describe()
     return Found({
-        "rows": rows, "tries_per_second": rate, "victim_seconds": base, "patience_seconds": PATIENCE_SECONDS, "rate": threshold.false_positive_rate,
-        "p_levels": list(P_LEVELS), "first_work": FIRST_WORK, "work_factor": WORK_FACTOR,
+        "rows": rows, "rate": threshold.false_positive_rate, "patience_seconds": PATIENCE_SECONDS, "tries_per_second": 1.0 / per_try,
+        "puzzle": asdict(pricing.puzzle), "levels": [asdict(level) for level in levels], "p_levels": [level.benign_share for level in levels],
+        "first_work": levels[0].work, "work_factor": pricing.factor,
     })  # fmt: skip
 
 
-def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Benign p-values (1 + #{calibration >= score}) / (n + 1)."""
-    ordered = np.sort(calibration)
-    return (1.0 + len(ordered) - np.searchsorted(ordered, scores, side="left")) / (len(ordered) + 1.0)
+def experience(endpoint: Endpoint, queries: np.ndarray, per_try: float) -> dict[str, float]:
+    """What one client with one core meets who asks these queries one after the other.
 
-
-def work_of(p: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Tries until each query's challenge is solved: uniform on [1, 2W], W = FIRST_WORK WORK_FACTOR^level."""
-    levels = (p[:, None] < np.array(P_LEVELS)).sum(axis=1)
-    return draw.integers(1, 2 * FIRST_WORK * WORK_FACTOR**levels, endpoint=True)
-
-
-def tries_per_second(seconds: float = 0.2) -> float:
-    """How many key derivations one core does in a second, here and now."""
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        hashlib.pbkdf2_hmac("sha256", done.to_bytes(4, "big"), b"salt", KDF_COST)
-        done += 1
-    return done / (time.perf_counter() - began)
-
-
-def _victim_seconds(lab: Laboratory, setting: Setting) -> float:
-    """One query through victim and scorer, at batch 1: the median of a few."""
-    victim, scorer, queries = lab.victim(setting), lab.scorer(setting), lab.roles(setting).test_queries
-    times = []
-    for row in range(9):
-        began = time.perf_counter()
-        scorer.score(queries[row : row + 1], victim.answer(queries[row : row + 1]))
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
-
-
-def _times(seconds: np.ndarray) -> dict[str, float]:
+    Seconds until an answer or a refusal: measured here, and where the guard challenges, what its tries take at `per_try` seconds each. A
+    client that would have to work longer than its patience leaves without an answer.
+    """
+    answered, seconds, tries = np.zeros(len(queries), bool), np.zeros(len(queries)), np.zeros(len(queries))
+    for row in range(len(queries)):
+        before, began = getattr(endpoint, "tries", 0), time.perf_counter()
+        answered[row] = endpoint.query(queries[row : row + 1]).answered[0]
+        seconds[row] = time.perf_counter() - began
+        tries[row] = getattr(endpoint, "tries", 0) - before
+    work = tries * per_try
+    answered &= work <= PATIENCE_SECONDS
+    seconds += work
     return {
-        "mean_seconds": float(seconds.mean()),
-        "median_seconds": float(np.median(seconds)),
-        "p95_seconds": float(np.quantile(seconds, 0.95)),
-    }
+        "answered": float(answered.mean()), "challenged": getattr(endpoint, "challenged", 0) / len(queries), "mean_tries": float(tries.mean()),
+        "mean_seconds": float(seconds.mean()), "median_seconds": float(np.median(seconds)), "p95_seconds": float(np.quantile(seconds, 0.95)),
+        "answers_per_hour": float(3600.0 * answered.sum() / seconds.sum()), "core_hours_per_10000": float(work.mean() * 10_000 / 3600),
+    }  # fmt: skip
+
+
+def seconds_per_try(puzzle: Puzzle, tries: int = 12) -> float:
+    """How long a core that has nothing else to do takes for one key derivation: processor time, the mean of a few."""
+    began = time.process_time()
+    for counter in range(1, tries + 1):  # to set a challenge is one derivation
+        altcha.create_challenge(
+            puzzle.algorithm, puzzle.cost, counter=counter, memory_cost=puzzle.memory_cost, parallelism=puzzle.parallelism
+        )
+    return (time.process_time() - began) / tries
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Evenly spaced ones: an attack's queries change while it goes on."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 # ---------------------------------------------------------------------- accounts
@@ -156,7 +153,7 @@ def accounts(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
 def _dealt(lab: Laboratory, setting: Setting, row: AttackRow, threshold: float) -> list[dict[str, Any]]:
     theft = lab.theft(setting, row)
     probs = lab.victim(setting).answer(theft.queries)
-    found = alarm_rates(theft.queries, probs, lab.roles(setting).classes, threshold, ACCOUNTS)
+    found = alarm_rates(theft.queries, probs, lab.roles(setting).classes, threshold, SYBILS)
     return [{"user": row.title, **entry._asdict()} for entry in found]
 
 

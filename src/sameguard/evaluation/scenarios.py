@@ -16,7 +16,6 @@ SCALES = ("tiny", "cpu", "paper")
 RATIOS = (0.01, 0.05, 0.10, 0.30, 0.50, 0.90)  # Table 4
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # of Eq. 6, the ablation that the paper announces
 WIDTHS = (32, 64, 128, 192)  # Figure 7
-ACCOUNTS = (1, 5, 50, 400)  # Sybils
 DEEPFOOLED = 2000  # images that ActiveThief's DFAL looks at each round: two cores would take a quarter of an hour for its default
 DEVELOPMENT, EVALUATION = "development", "evaluation"
 

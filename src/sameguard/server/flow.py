@@ -23,7 +23,7 @@ from sameguard.server.identity import Principal
 from sameguard.server.proofs import Bound, IssuedChallenge, ProofResult, Proofs
 from sameguard.server.replay import ReplayStore, StoreUnavailableError
 from sameguard.server.replies import Refusal, Reply
-from sameguard.server.scoring import ScorerFailedError
+from sameguard.server.scoring import NotANumberError, ScorerFailedError
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot
 from sameguard.server.trace import Trace
@@ -79,7 +79,8 @@ class Flow:
                 verdict = self._unjudged(reason, trace, open_door=False)
             except ScorerFailedError as error:
                 trace.detail = str(error)
-                verdict = self._unjudged("scorer-failed", trace, open_door=self.settings.scorer.fail_open)
+                open_door = self.settings.scorer.fail_open and not isinstance(error, NotANumberError)
+                verdict = self._unjudged("scorer-failed", trace, open_door=open_door)
         if trace.degraded == "":
             trace.judged(OUTCOMES[type(verdict.action)], verdict)
         action = verdict.action if trace.enforced else Allow()

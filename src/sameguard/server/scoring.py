@@ -20,6 +20,10 @@ class ScorerFailedError(SameguardError, RuntimeError):
     """The scorer gave no score for these rows."""
 
 
+class NotANumberError(ScorerFailedError):
+    """A score is NaN or infinite: nothing may be answered on it, not even by a guard that fails open."""
+
+
 @dataclass(frozen=True, eq=False)
 class StageA:
     """Job: what do these queries alone tell? queries: canonical."""
@@ -106,7 +110,7 @@ def _joined(parts: list[Reconstruction]) -> Reconstruction:
 
 
 class ScoringQueue:
-    """The bounded queue before a backend. Raises QueueFullError, DeadlineError, ScorerFailedError; see `MicroBatcher`."""
+    """The bounded queue before a backend. Raises QueueFullError, DeadlineError, ScorerFailedError, NotANumberError; see `MicroBatcher`."""
 
     def __init__(self, backend: Backend, *, batch_rows: int, waiting_rows: int, deadline_seconds: float) -> None:
         self.backend = backend
@@ -137,7 +141,7 @@ class ScoringQueue:
         except Exception as error:  # whatever the engine raises
             raise ScorerFailedError(f"scorer gave no score, got {type(error).__name__}: {error}") from error
         if found.scores is not None and not np.isfinite(found.scores).all():
-            raise ScorerFailedError(f"scores must be finite, got {int((~np.isfinite(found.scores)).sum())} of {rows} that are not.")
+            raise NotANumberError(f"scores must be finite, got {int((~np.isfinite(found.scores)).sum())} of {rows} that are not.")
         return found
 
     def close(self) -> None:

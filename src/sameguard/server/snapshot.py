@@ -141,4 +141,7 @@ def _backend(settings: Settings, scorer: Scorer) -> Backend:
         return LocalBackend(scorer)
     from sameguard.server.ray_backend import RayBackend
 
-    return RayBackend(settings.artifact, engine=settings.scorer.engine, threads=settings.scorer.threads, replicas=settings.scorer.replicas)
+    chosen = settings.scorer
+    return RayBackend(
+        settings.artifact, engine=chosen.engine, threads=chosen.threads, replicas=chosen.replicas, timeout_seconds=chosen.timeout_seconds
+    )

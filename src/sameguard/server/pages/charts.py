@@ -35,14 +35,14 @@ class Level(NamedTuple):
 class Frame:
     """Maps values to the drawing. x: 0 to `places`. y: lowest to highest."""
 
-    places: float
+    places: int
     lowest: float
     highest: float
 
-    def x(self, place: float) -> float:
+    def x(self, place: float | int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * place / max(self.places, 1e-12)
 
-    def y(self, value: float) -> float:
+    def y(self, value: float | int) -> float:
         share = (value - self.lowest) / max(self.highest - self.lowest, 1e-12)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(share, 0.0), 1.0)
 
@@ -50,7 +50,7 @@ class Frame:
 def stacked_bars(series: Mapping[str, Sequence[int]], labels: Sequence[str], *, description: str) -> Markup:
     """A bar for each label, made of the series in their order from below. A series' name is its class too."""
     totals = [sum(column) for column in zip(*series.values(), strict=True)]
-    frame = Frame(len(labels), 0.0, _round_up(max([*totals, 1])))
+    frame = Frame(len(labels), 0.0, _round_up(float(max([*totals, 1]))))
     width = frame.x(1) - frame.x(0)
     parts = [*_horizontal_axis(frame, whole=True), *_labels_below(frame, labels)]
     for place, label in enumerate(labels):
@@ -189,7 +189,7 @@ def _labels_below(frame: Frame, labels: Sequence[str]) -> Iterator[Markup]:
             yield _text_at(frame.x(place + 0.5), HEIGHT - 8, labels[place], "middle")
 
 
-def _text_at(x: float, y: float, text: str, anchor: str) -> Markup:
+def _text_at(x: float | int, y: float | int, text: str, anchor: str) -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(_number(x), _number(y), anchor, text)
 
 
@@ -233,5 +233,5 @@ def _ticks(lowest: float, highest: float, most: int) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, math.floor(highest / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{value:.1f}"
