@@ -322,3 +322,21 @@ def test_score_refuses_data_of_another_shape_and_an_edited_artefact(guard, folde
     done = call("score", guard, "--victim", folder / "model.onnx", "--data", folder / "queries.npz")
     assert done.exit_code == 2
     assert "it was truncated or edited" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--out", "{folder}/train.npz/guard"), "must be or lie below a directory, got the file"),
+        (("--out", "{folder}/train.npz"), "must be or lie below a directory, got the file"),
+        (("--out", "{tmp}/g", "--work", "{folder}/train.npz/w"), "--work"),
+        (("--out", "{tmp}/g", "--time-budget", "nan"), "--time-budget must be a number of seconds from 0 on, got nan"),
+        (("--out", "{tmp}/g", "--checkpoint-seconds", "-1"), "--checkpoint-seconds must be a number of seconds from 0 on, got -1"),
+    ],
+)
+def test_fit_refuses_before_training_what_it_could_not_write_or_wait_for(folder, tmp_path, options, said):
+    filled = [str(option).format(folder=folder, tmp=tmp_path) for option in options]
+    done = call("fit", "--victim", folder / "model.onnx", "--data", folder / "train.npz", *filled)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    assert not (tmp_path / "g").exists()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sameguard.cli.fit import PAUSED
+from sameguard.cli.fit import PAUSED, check_seconds
 from sameguard.cli.sources import RootOption
 from sameguard.errors import ConfigurationError
 
@@ -48,6 +48,7 @@ def evaluate_command(
 
     Example: sameguard evaluate --table 1 --scale tiny --out results/tiny
     """
+    check_seconds("--time-budget", time_budget)
     run = _laboratory()
     names = tuple([f"table-{name}" if name.isdigit() else name for name in table or []] + [f"figure-{name}" for name in figure or []])
     if dry_run:

@@ -1,6 +1,7 @@
 """`sameguard fit` and `sameguard calibrate`: from a victim and its data to an artefact with a threshold."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -96,11 +97,13 @@ def fit_command(
     """
     torch_backed = _training_parts()
     out = out.resolve()  # "." has a name too
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError(f"--out {out} must be a directory, got a file of that name: choose another.")
+    _check_below_a_directory("--out", out)
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"--out {out} must be new or empty, got a directory with content: choose another, or pass --overwrite.")
     work = work or out.with_name(f"{out.name}.work")
+    _check_below_a_directory("--work", work.resolve())
+    check_seconds("--time-budget", time_budget)
+    check_seconds("--checkpoint-seconds", checkpoint_seconds)
     if not (resume or overwrite) and any(work.glob("*.checkpoint")):
         raise ConfigurationError(
             f"{work} holds checkpoints of another fit: go on with --resume, start anew with --overwrite, or name another --work."
@@ -150,6 +153,18 @@ def fit_command(
         )
         return
     _calibrate_and_print(scorer, benign_queries, black_box, rate, engine, seed, from_training_data=False)
+
+
+def check_seconds(option: str, seconds: float | None) -> None:
+    """Raises ConfigurationError for a number of seconds that no clock ever passes, or is below 0."""
+    if seconds is not None and not 0.0 <= seconds < math.inf:
+        raise ConfigurationError(f"{option} must be a number of seconds from 0 on, got {seconds}.")
+
+
+def _check_below_a_directory(option: str, path: Path) -> None:
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigurationError(f"{option} {path} must be or lie below a directory, got the file {nearest}: choose another.")
 
 
 def _epochs(text: str) -> tuple[int, ...]:
