@@ -310,17 +310,17 @@ def _add_ons(result: Result) -> list[str]:
             entry["user"],
             entry["defence"],
             _percent(entry["answered"]),
-            f"{entry['mean_seconds']:.3g}",
-            f"{entry['median_seconds']:.3g}",
-            f"{entry['p95_seconds']:.3g}",
+            *(f"{entry[name]:.3g}" for name in ("mean_seconds", "median_seconds", "p95_seconds", "mean_tries", "core_hours_per_10000")),
         ]
         for entry in result.data["rows"]
     ]
     data = result.data
-    text = f"Refusal at {data['rate']:.0%}. Proof of work: {data['first_work']} tries on average, times {data['work_factor']} below each benign "
-    text += f"p-value of {', '.join(map(str, data['p_levels']))}; {data['tries_per_second']:,.0f} tries a second measured on one core; a client gives "
-    text += f"up after {data['patience_seconds']:g} s. Simulated in process."
-    return [text, "", *table(["user", "defence", "answered, %", "mean seconds", "median", "95 %"], rows)]
+    prices = ", ".join(f"{level['work']:,} beyond the {level['benign_share']:.0%}" for level in data["levels"])
+    text = f"Refusal at {data['rate']:.0%}. Proof of work ({data['puzzle']['algorithm']}): tries on average {prices} most unusual benign queries; "
+    text += f"{data['tries_per_second']:,.0f} tries a second measured on one core; a client gives up after {data['patience_seconds']:g} s. In process: "
+    text += "answers are timed, tries are drawn and multiplied by their time."
+    head = ["user", "defence", "answered, %", "mean seconds", "median", "95 %", "mean tries", "core hours for 10,000 queries"]
+    return [text, "", *table(head, rows)]
 
 
 def _accounts(result: Result) -> list[str]:
