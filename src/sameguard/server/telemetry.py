@@ -156,17 +156,20 @@ class DecisionLog:
         self._log = structlog.get_logger("sameguard.decision")
 
     def observe(self, decision: Decision, evidence: Evidence | None) -> None:
-        known = {
-            "request_id": decision.request_id, "principal": decision.principal, "model": decision.model, "rows": decision.rows,
-            "outcome": decision.outcome, "verdict": decision.verdict, "enforced": decision.enforced, "status": decision.status,
-            "reason": decision.reason, "proof": decision.proof, "degraded": decision.degraded,
-            "seconds": round(sum(decision.seconds.values()), 6),
-        }  # fmt: skip
         if decision.outcome == "failed" or decision.degraded:
-            self._log.warning("decision", **known)
+            self._log.warning("decision", **_told(decision))
         elif decision.outcome != "allow" or decision.verdict not in ("", "allow"):
-            self._log.info("decision", **known)
+            self._log.info("decision", **_told(decision))
         self._log.debug("scores", request_id=decision.request_id, stage_a_score=decision.stage_a_score, score=decision.score)
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    return {
+        "request_id": decision.request_id, "principal": decision.principal, "model": decision.model, "rows": decision.rows,
+        "outcome": decision.outcome, "verdict": decision.verdict, "enforced": decision.enforced, "status": decision.status,
+        "reason": decision.reason, "proof": decision.proof, "degraded": decision.degraded,
+        "seconds": round(sum(decision.seconds.values()), 6),
+    }  # fmt: skip
 
 
 class Logging:
