@@ -117,7 +117,9 @@ class Flow:
         kept = found.reconstruction.take(open_rows)
         with trace.stage("stage_b"):
             scores = await self._timed(snapshot.queue.stage_b(kept, response.probs[open_rows]))
-        trace.row_scores = tuple(scores.tolist())
+        row_scores = np.full(rows, np.nan)
+        row_scores[open_rows] = scores
+        trace.row_scores = tuple(row_scores.tolist())
         for row, action in zip(open_rows, policy.decide(scores), strict=True):
             actions[row] = action
         return Verdict(action_of_batch(actions, snapshot.largest_work), worst_a, float(scores.max())), response

@@ -187,6 +187,8 @@ class GuardService:
         except StoreUnavailableError as error:
             checks.append(Check("replay store", "failed", str(error)))
         checks.append(self._canary_check())
+        if self.audit is not None:
+            checks.append(self._audit_check(self.audit))
         if self.draining:
             checks.append(Check("shutdown", "failed", "the guard is finishing what is in flight"))
         return Readiness(tuple(checks))
@@ -286,6 +288,14 @@ class GuardService:
         if self.upstream.failures >= self.settings.upstream.ready_failures:
             return Check("model server", "failed", f"{self.upstream.failures} failures in a row")
         return Check("model server", "ok", self.settings.upstream.url)
+
+    def _audit_check(self, audit: AuditLog) -> Check:
+        if audit.ready and not audit.dropped:
+            return Check("audit log", "ok", str(self.settings.audit.path))
+        detail = (
+            f"{audit.dropped} records lost" if audit.ready else f"{self.settings.audit.path} takes no records, {audit.dropped} lost so far"
+        )
+        return Check("audit log", "failed" if audit.must_refuse else "warning", detail)
 
     def _canary_check(self) -> Check:
         if not self.settings.canary.enabled:

@@ -154,13 +154,15 @@ class DecisionLog:
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("sameguard.decision")
+        self._level = logging.getLogger("sameguard.decision")
 
     def observe(self, decision: Decision, evidence: Evidence | None) -> None:
         if decision.outcome == "failed" or decision.degraded:
             self._log.warning("decision", **_told(decision))
         elif decision.outcome != "allow" or decision.verdict not in ("", "allow"):
             self._log.info("decision", **_told(decision))
-        self._log.debug("scores", request_id=decision.request_id, stage_a_score=decision.stage_a_score, score=decision.score)
+        if self._level.isEnabledFor(logging.DEBUG):  # asked first: most requests end here, and structlog takes its time to say no
+            self._log.debug("scores", request_id=decision.request_id, stage_a_score=decision.stage_a_score, score=decision.score)
 
 
 def _told(decision: Decision) -> dict[str, Any]:
