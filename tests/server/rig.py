@@ -77,12 +77,12 @@ class Rig:
     run: Callable[[Any], Any]
 
 
-def settings_for(upstream: str, **changes: Any) -> Settings:
-    """Settings of the demo before an upstream; changes: sections to merge, or values."""
+def settings_for(url: str, **changes: Any) -> Settings:
+    """Settings of the demo before a model server; changes: sections to merge, or values."""
     known: dict[str, Any] = {
         "artifact": DEMO / "artefact",
         "mode": "enforce",
-        "upstream": {"url": upstream, "model": "digits", "output": "logits", "output_kind": "logits"},
+        "upstream": {"url": url, "model": "digits", "output": "logits", "output_kind": "logits"},
         "proofs": {"puzzle": "pbkdf2", "worst_seconds": 0.3, "ttl_seconds": 60},
     }
     for name, value in changes.items():
@@ -92,15 +92,15 @@ def settings_for(upstream: str, **changes: Any) -> Settings:
 
 @contextlib.contextmanager
 def rigged(
-    upstream: Any = None, *, upstream_url: str | None = None, before: Callable[[GuardService], None] | None = None, **changes: Any
+    app: Any = None, *, upstream_url: str | None = None, before: Callable[[GuardService], None] | None = None, **changes: Any
 ) -> Iterator[Rig]:
-    """A started guard. upstream: an ASGI application, the demo's server by default; or upstream_url, where something listens already.
+    """A started guard. app: the model server, the demo's by default; or upstream_url, where something listens already.
 
     before: changes the service before it starts.
     """
     with contextlib.ExitStack() as stack:
-        upstream = upstream if upstream is not None or upstream_url is not None else DemoServer(DEMO / "victim.onnx")
-        url = upstream_url or stack.enter_context(served(upstream))
+        app = app if app is not None or upstream_url is not None else DemoServer(DEMO / "victim.onnx")
+        url = upstream_url or stack.enter_context(served(app))
         noted = Noted()
         service = GuardService(settings_for(url, **changes), [noted])
         if before is not None:
@@ -132,7 +132,7 @@ def rigged(
             raise failed[0]
         try:
             yield Rig(
-                f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service, upstream, noted,
+                f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service, app, noted,
                 lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(30),
             )  # fmt: skip
         finally:
