@@ -35,7 +35,7 @@ def infer_message(queries: np.ndarray) -> tuple[dict[str, str], bytes]:
     return message.headers, message.body
 
 
-@dataclass
+@dataclass(repr=False)
 class Noted:
     """An observer that keeps everything."""
 
@@ -66,7 +66,7 @@ def served(app: Any, protocol: type[asyncio.Protocol] | str = "h11") -> Iterator
         thread.join(20)
 
 
-@dataclass
+@dataclass(repr=False)
 class Rig:
     """url: of the guard. noted: its decisions. run: a coroutine function on the guard's event loop."""
 
