@@ -35,7 +35,7 @@ def infer_message(queries: np.ndarray) -> tuple[dict[str, str], bytes]:
     return message.headers, message.body
 
 
-@dataclass(repr=False)
+@dataclass
 class Noted:
     """An observer that keeps everything."""
 
@@ -66,7 +66,7 @@ def served(app: Any, protocol: type[asyncio.Protocol] | str = "h11") -> Iterator
         thread.join(20)
 
 
-@dataclass(repr=False)
+@dataclass
 class Rig:
     """url: of the guard. noted: its decisions. run: a coroutine function on the guard's event loop."""
 
@@ -75,6 +75,10 @@ class Rig:
     upstream: Any
     noted: Noted
     run: Callable[[Any], Any]
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis writes of it: not every decision so far."""
+        printer.text(f"Rig({self.url})")
 
 
 def settings_for(url: str, **changes: Any) -> Settings:

@@ -145,8 +145,9 @@ class GuardSession:
 
         path: absolute, percent-encoded, sent as it is.
 
-        Raises ConfigurationError for another path, EndpointUnavailableError where the last attempt brought no answer at all, UnexpectedAnswerError for an answer that is too
-        large, InvalidChallengeError and ChallengeTooCostlyError where the client does not pay; they carry the reply that asks for it.
+        Raises ConfigurationError for another path, EndpointUnavailableError where the last attempt brought no answer at all,
+        UnexpectedAnswerError for an answer that is too large, InvalidChallengeError and ChallengeTooCostlyError where the client does not pay;
+        they carry the reply that asks for it.
         """
         if not path.startswith("/"):  # an @ there would make it another host
             raise ConfigurationError(f"path must be absolute, got {path!r}.")
