@@ -108,7 +108,7 @@ def guard(kind: str, upstream: str) -> DataPlane:
 
 def main() -> None:
     app = stub() if sys.argv[1] == "stub" else guard(sys.argv[2], sys.argv[3])
-    config = uvicorn.Config(app, port=0, http="h11", ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(app, port=0, http="h11", ws="none", log_config=None, access_log=False, proxy_headers=False)
     server = uvicorn.Server(config)
     startup = server.startup
 
