@@ -80,6 +80,9 @@ class FakeGuard:
             "policy_lines": ["level 1: coarsen, at most 5.00% of benign queries", "level 2: challenge, at most 3.00%; 62 tries on average"],
         }  # fmt: skip
 
+    def openapi(self) -> dict[str, Any]:
+        return {"openapi": "3.1.0"}
+
     async def readiness(self) -> Ready:
         return self.ready
 

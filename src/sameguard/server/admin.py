@@ -66,7 +66,8 @@ class AdminView(Protocol):
     """What the admin port asks of a guard.
 
     description: mode, rollout, model, upstream, artifact, engine, policy, policy_lines, threshold (inf: none), false_positive_rate.
-    benign_scores: the calibration's, of the artefact in service. reload: the new artefact's digest; raises SameguardError, and the old stays.
+    openapi: of the data plane. benign_scores: the calibration's, of the artefact in service. reload: the new artefact's digest; raises
+    SameguardError, and the old stays.
     """
 
     telemetry: Telemetry
@@ -76,6 +77,8 @@ class AdminView(Protocol):
     def benign_scores(self) -> np.ndarray: ...
 
     def description(self) -> dict[str, Any]: ...
+
+    def openapi(self) -> dict[str, Any]: ...
 
     async def readiness(self) -> ReadinessView: ...
 
@@ -92,6 +95,7 @@ def create_admin(guard: AdminView, settings: AdminSettings) -> "Admin":
     routes = [
         Route("/", pages.dashboard, methods=["GET"]),
         Route("/metrics", pages.metrics, methods=["GET"]),
+        Route("/openapi.json", pages.openapi, methods=["GET"]),
         Route("/healthz", pages.alive, methods=["GET"]),
         Route("/readyz", pages.ready, methods=["GET"]),
         Route("/reload", pages.reload, methods=["POST"]),
@@ -191,6 +195,9 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         content, content_type = self.guard.telemetry.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self.guard.openapi())
 
     async def alive(self, request: Request) -> Response:
         return JSONResponse({"alive": True})

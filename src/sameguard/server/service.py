@@ -20,6 +20,7 @@ from sameguard.server.flow import Flow
 from sameguard.server.history import History
 from sameguard.server.identity import Identity, Quotas
 from sameguard.server.keys import read_keys
+from sameguard.server.openapi import openapi_document
 from sameguard.server.proofs import Proofs, new_boot_id
 from sameguard.server.replay import MemoryReplayStore, ReplayStore, StoreUnavailableError, open_redis
 from sameguard.server.settings import Settings
@@ -174,6 +175,10 @@ class GuardService:
             "stage_a_threshold": threshold.stage_a,
             "false_positive_rate": threshold.false_positive_rate,
         }
+
+    def openapi(self) -> dict[str, Any]:
+        """The data plane described, see `openapi_document`."""
+        return openapi_document(self.snapshot.dialect, challenge_status=self.settings.proofs.status)
 
     async def readiness(self) -> Readiness:
         """Artefact loaded, model server checked and answering, proofs redeemable."""
