@@ -137,12 +137,15 @@ def with_header_timeout(seconds: float) -> type[asyncio.Protocol]:
 
 @contextlib.contextmanager
 def _listening(host: str, port: int, section: str) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=512)
-    except OSError as error:
-        raise ConfigurationError(f"{section}.host and {section}.port must be free, got {host}:{port}: {error.strerror}.") from error
+    # asyncio sends small answers at once only where the protocol says TCP, and accepted sockets take it from this one
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(512)
+        except OSError as error:
+            raise ConfigurationError(f"{section}.host and {section}.port must be free, got {host}:{port}: {error.strerror}.") from error
         yield listening
 
 
