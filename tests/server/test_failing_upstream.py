@@ -41,6 +41,7 @@ FAULTS = {
     "another output": (answer([[0.0] * 10], name="other"), 502),
     "a redirect": (b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 502),
     "an error of its own": (b'HTTP/1.1 500 Oops\r\nContent-Length: 18\r\nConnection: close\r\n\r\n{"error":"out of"}', 500),
+    "a long error of its own": (b"HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\nConnection: close\r\n\r\n" + b"x" * 99_999, 502),
     "not found": (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 404),
     "says nothing": (None, 504),
 }  # fmt: skip
@@ -163,6 +164,17 @@ def test_a_model_server_that_keeps_failing_makes_the_guard_unready_until_it_is_b
         time.sleep(0.05)
     assert rig.run(rig.service.readiness()).ready
     assert asked(rig.url, DIGITS[:1])[0] == 200
+
+
+def test_an_app_that_was_never_started_answers_503():
+    from rig import served, settings_for
+
+    from sameguard.server.app import create_app
+
+    with served(create_app(settings_for("http://127.0.0.1:1"))) as url:
+        status, body = asked(url, DIGITS[:1])
+    assert status == 503
+    assert read_problem(503, body).kind == "unavailable"
 
 
 def test_until_the_model_server_has_been_seen_nothing_is_answered(monkeypatch):

@@ -24,6 +24,7 @@ from sameguard.errors import ConfigurationError, InvalidVictimError
 from sameguard.protocol import (
     BINARY_EXTENSION,
     DIALECTS,
+    InferRequest,
     InvalidResponseError,
     ModelContract,
     ModelMetadata,
@@ -215,7 +216,7 @@ class RemoteEndpoint:
         middle = len(queries) // 2
         return _joined([await self._batch(queries[:middle]), await self._batch(queries[middle:])])
 
-    def _answers(self, reply: Reply, request) -> Answers:
+    def _answers(self, reply: Reply, request: InferRequest) -> Answers:
         try:
             response = self._dialect.parse_infer_response(reply.body, read_headers(reply.raw_headers), request)
         except WireError as error:

@@ -52,6 +52,9 @@ class DataPlane:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if self.service.snapshot is None:  # an ASGI server that runs no lifespan has not started it
+            await send_reply(send, replies.unavailable("not-started").reply, "")
+            return
         async with self.service.using() as snapshot:
             trace = Trace(snapshot.model.name, snapshot.artifact_digest)
             route = snapshot.dialect.routes.classify(scope["method"], scope.get("raw_path") or b"")

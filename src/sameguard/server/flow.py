@@ -27,7 +27,7 @@ from sameguard.server.scoring import NotANumberError, ScorerFailedError
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot
 from sameguard.server.trace import Trace
-from sameguard.server.upstream import Upstream, UpstreamAnswer, UpstreamFailedError
+from sameguard.server.upstream import ERROR_BYTES, Upstream, UpstreamAnswer, UpstreamFailedError
 from sameguard.server.verdicts import Verdict, VerdictCache
 
 Scored = TypeVar("Scored")
@@ -165,7 +165,7 @@ class Flow:
 
     def _passed_on(self, answer: UpstreamAnswer, retry_proof: str | None) -> Refusal:
         """The model server's own refusal, as it is; anything that is neither an answer nor an error is none of the client's business."""
-        if answer.status < 400 or retry_proof is not None:
+        if answer.status < 400 or retry_proof is not None or len(answer.body) > ERROR_BYTES:
             return replies.upstream_failed(502, f"upstream-status-{answer.status}", retry_proof)
         return Refusal(passed_on(answer), "failed", f"upstream-status-{answer.status}")
 
