@@ -24,11 +24,10 @@ import orjson
 from sameguard.errors import ConfigurationError, SameguardError
 from sameguard.policies.base import Challenge
 from sameguard.policies.proof_of_work import Puzzle
-from sameguard.protocol.challenge import CHALLENGE_PREFIX
+from sameguard.protocol.challenge import CHALLENGE_PREFIX, PROOF_BYTES
 from sameguard.protocol.errors import InvalidRequestError
 from sameguard.protocol.json_reading import read_json
 
-PROOF_BYTES = 4096  # a longer header is not looked at
 KEY_BYTES = 32
 LARGEST_COUNTER = 2**32 - 1  # altcha appends it to the nonce as four bytes
 NAME_BYTES = 256  # of a model's name in a challenge: the proof has to fit its header
