@@ -208,7 +208,7 @@ def test_python_objects_serve_as_victims(folder, tmp_path, monkeypatch, digits):
         ("owner_models:absent", "could not be imported"),
         ("owner_models:nothing", "must be a torch module"),
         ("no_such_module:x", "could not be imported"),
-        ("model", "must be model.onnx or package.module:object"),
+        ("model", "must be model.onnx, package.module:object or http://host:port"),
         ("missing.onnx", "must exist"),
         ("owner_models:mapping", "must return one tensor (batch, classes), got dict"),
         ("owner_models:failing", "must take a batch of shape (1, 1, 8, 8), got AttributeError"),

@@ -13,10 +13,10 @@ import uvicorn
 
 from sameguard.protocol import OpenInference, ask
 from sameguard.server.app import DataPlane
+from sameguard.server.connection import bounded_protocol
 from sameguard.server.decision import Decision, Evidence
 from sameguard.server.demo_server import DemoServer, demo_contract
 from sameguard.server.service import GuardService
-from sameguard.server.serving import with_header_timeout
 from sameguard.server.settings import Settings
 
 DEMO = Path(__file__).resolve().parents[2] / "src" / "sameguard" / "server" / "demo"
@@ -53,7 +53,13 @@ def served(app: Any, protocol: type[asyncio.Protocol] | str = "h11") -> Iterator
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5)
     )
-    thread = threading.Thread(target=server.run, daemon=True)
+
+    async def live() -> None:
+        await server.serve()
+        await asyncio.sleep(0.05)  # closed connections let go of their sockets in a later turn of the loop
+
+    server.capture_signals = contextlib.nullcontext
+    thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True)
     thread.start()
     while not server.started:
         if not thread.is_alive():
@@ -111,8 +117,8 @@ def rigged(
             before(service)
         loop = asyncio.new_event_loop()
         config = uvicorn.Config(
-            DataPlane(service), port=0, http=with_header_timeout(service.settings.listen.header_seconds), ws="none", lifespan="off",
-            log_config=None, timeout_graceful_shutdown=5, h11_max_incomplete_event_size=64 * 2**10,
+            DataPlane(service), port=0, http=bounded_protocol(service.settings.listen), ws="none", lifespan="off",
+            log_config=None, timeout_graceful_shutdown=5,
         )  # fmt: skip
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext
@@ -126,6 +132,7 @@ def rigged(
                 failed.append(error)
             finally:
                 await service.close()
+                await asyncio.sleep(0.05)  # closed connections let go of their sockets in a later turn of the loop
 
         thread = threading.Thread(target=lambda: loop.run_until_complete(live()), daemon=True)
         thread.start()

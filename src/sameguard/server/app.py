@@ -1,7 +1,8 @@
 """The data plane as a bare ASGI application: routes by exact path, reads within limits, hands inference to the flow, passes the rest on."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -9,7 +10,7 @@ import structlog
 from sameguard.protocol import Problem, Route, RouteKind, WireError, read_headers, travelling_headers
 from sameguard.server import replies
 from sameguard.server.decision import Observer
-from sameguard.server.edge import ClientGoneError, Receive, Send, header_bytes, read_body, send_reply, unless_gone
+from sameguard.server.edge import ClientGoneError, Readers, Receive, Send, header_bytes, read_body, send_reply, unless_gone
 from sameguard.server.flow import Asked, passed_on
 from sameguard.server.replies import Refusal, Reply, problem_reply
 from sameguard.server.service import GuardService
@@ -29,6 +30,7 @@ class DataPlane:
         self.service = service
         self.settings = service.settings
         self._in_flight = 0
+        self._readers = Readers(service.settings.listen.concurrency)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,7 +60,6 @@ class DataPlane:
         async with self.service.using() as snapshot:
             trace = Trace(snapshot.model.name, snapshot.artifact_digest)
             route = snapshot.dialect.routes.classify(scope["method"], scope.get("raw_path") or b"")
-            self._in_flight += 1
             try:
                 reply = await self._replied(route, snapshot, trace, scope, receive)
                 trace.status = reply.status
@@ -69,7 +70,6 @@ class DataPlane:
             except TimeoutError:  # it does not read what it asked for: the server closes what is left open
                 trace.reason = "client-slow"
             finally:
-                self._in_flight -= 1
                 if route.kind in (RouteKind.INFER, RouteKind.DENIED):
                     self._observed(trace)
 
@@ -91,7 +91,7 @@ class DataPlane:
             return replies.unavailable("unforeseen").reply
 
     async def _handled(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
-        if self._in_flight > self.settings.listen.concurrency:
+        if self._in_flight >= self.settings.listen.concurrency:
             raise replies.unavailable("concurrency")
         if route.kind is RouteKind.DENIED:
             raise _denied("not-found", "there is no such door here", "not-found")
@@ -101,14 +101,26 @@ class DataPlane:
             raise _denied("input-invalid", "query strings are not understood here: leave it out", "query-string")
         headers = read_headers(scope["headers"])
         if route.kind is not RouteKind.INFER:
-            return await self._passed(route, headers)
+            with self._admitted():
+                return await self._passed(route, headers)
         if not self.service.checked:
             raise replies.unavailable("upstream-unchecked")
         if self.service.audit is not None and self.service.audit.must_refuse:
             raise replies.unavailable("audit")
         with trace.stage("body"):
-            body = await read_body(receive, headers, self.settings.listen)
-        return await unless_gone(self._inferred(body, headers, snapshot, trace, (scope.get("client") or ("",))[0]), receive)
+            body = await read_body(receive, headers, self.settings.listen, self._readers)
+        with self._admitted():  # only now: whoever sends slowly takes nobody's place
+            return await unless_gone(self._inferred(body, headers, snapshot, trace, (scope.get("client") or ("",))[0]), receive)
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._in_flight >= self.settings.listen.concurrency:
+            raise replies.unavailable("concurrency")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
     async def _inferred(self, body: bytes, headers: dict[str, str], snapshot: Snapshot, trace: Trace, peer: str) -> Reply:
         principal = self.service.identity.principal(headers, peer)

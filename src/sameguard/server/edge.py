@@ -1,7 +1,8 @@
 """The edge of the data plane: one HTTP request as ASGI brings it, read within limits, dropped when its client goes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from sameguard.protocol import BodyTooLargeError, InvalidRequestError
@@ -27,7 +28,30 @@ def header_bytes(scope: dict[str, Any]) -> int:
     return sum(len(name) + len(value) for name, value in scope["headers"])
 
 
-async def read_body(receive: Receive, headers: dict[str, str], limits: ListenSettings) -> bytes:
+class Readers:
+    """Bodies that are on their way, at most `most`: beyond it the one that began first is given up, so that slow senders keep nobody out."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._patience: dict[asyncio.Timeout, None] = {}  # in order of arrival
+
+    @contextlib.asynccontextmanager
+    async def reading(self, seconds: float) -> AsyncIterator[None]:
+        """Raises TimeoutError after so many seconds, or sooner to make room."""
+        async with asyncio.timeout(seconds) as patience:
+            self._patience[patience] = None
+            if len(self._patience) > self.most:
+                oldest = next(iter(self._patience))
+                del self._patience[oldest]
+                if not oldest.expired():
+                    oldest.reschedule(asyncio.get_running_loop().time())
+            try:
+                yield
+            finally:
+                self._patience.pop(patience, None)
+
+
+async def read_body(receive: Receive, headers: dict[str, str], limits: ListenSettings, readers: Readers | None = None) -> bytes:
     """The whole body. Raises BodyTooLargeError, BodyTimeoutError, InvalidRequestError (too many pieces), ClientGoneError."""
     declared = headers.get("content-length", "0")
     if not declared.isascii() or not declared.isdigit():
@@ -37,7 +61,7 @@ async def read_body(receive: Receive, headers: dict[str, str], limits: ListenSet
     pieces: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(limits.body_seconds):
+        async with (readers or Readers(1)).reading(limits.body_seconds):
             for _ in range(limits.body_pieces):
                 message = await receive()
                 if message["type"] == "http.disconnect":

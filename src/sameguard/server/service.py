@@ -234,6 +234,8 @@ class GuardService:
         self.checked = True
         with contextlib.suppress(WireError):
             await self._ask_canaries()
+        if not self.canary_failure:
+            self.upstream.failures = 0
 
     async def _speaks_binary(self, dialect: Dialect) -> bool:
         if dialect.extensions_path is None:

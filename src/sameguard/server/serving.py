@@ -12,10 +12,9 @@ import uvicorn
 from sameguard.errors import ConfigurationError
 from sameguard.server.admin import create_admin
 from sameguard.server.app import DataPlane
+from sameguard.server.connection import bounded_protocol
 from sameguard.server.service import GuardService
 from sameguard.server.settings import Settings
-
-PARSER_BYTES = 64 * 2**10  # of headers that the HTTP parser holds at most; `listen.header_bytes` is smaller and answered politely
 
 
 async def serve(settings: Settings, started: Callable[[str, str | None], None] = lambda data, admin: None) -> None:
@@ -83,7 +82,7 @@ class _Server(uvicorn.Server):
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=with_header_timeout(settings.listen.header_seconds),
+        http=bounded_protocol(settings.listen),
         ws="none",
         lifespan="off",
         proxy_headers=False,
@@ -92,47 +91,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         log_config=None,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=max(1, round(settings.listen.grace_seconds)),
-        h11_max_incomplete_event_size=PARSER_BYTES,
     )
-
-
-def with_header_timeout(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol, which closes a connection whose request headers are not complete after so many seconds.
-
-    uvicorn itself waits for ever: a client that sends a byte a minute would hold a connection for nothing.
-    """
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class TimedProtocol(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:
-                if self._deadline is not None:
-                    self._deadline.cancel()
-                    self._deadline = None
-            elif self._deadline is None:
-                self._deadline = self.loop.call_later(seconds, self._close_unless_busy)
-
-        def _close_unless_busy(self) -> None:
-            self._deadline = None
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-
-    return TimedProtocol
 
 
 @contextlib.contextmanager

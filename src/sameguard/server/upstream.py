@@ -14,6 +14,7 @@ from sameguard.protocol import Message
 from sameguard.server.settings import UpstreamSettings
 
 ERROR_BYTES = 64 * 2**10  # of an answer that is passed on unread
+IDLE_SECONDS = 4.0  # many servers close idle connections after 5 s; no request may go out on one that is just being closed
 
 
 class UpstreamFailedError(SameguardError, RuntimeError):
@@ -35,7 +36,10 @@ class UpstreamAnswer:
 
 
 class Upstream:
-    """Asks the model server. Open it in the event loop that uses it; `failures` counts those in a row, `seconds` how long the last took."""
+    """Asks the model server. Open it in the event loop that uses it.
+
+    failures: since it last answered an inference request. That it is healthy, by its own word, ends no row of them.
+    """
 
     def __init__(self, settings: UpstreamSettings) -> None:
         self.settings = settings
@@ -45,7 +49,7 @@ class Upstream:
     async def open(self) -> None:
         chosen = self.settings
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=chosen.connections),
+            connector=aiohttp.TCPConnector(limit=chosen.connections, keepalive_timeout=IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=chosen.timeout_seconds, sock_connect=chosen.connect_seconds),
             auto_decompress=False,  # unbounded there: `inflate` has limits
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -60,7 +64,10 @@ class Upstream:
 
     async def infer(self, path: str, message: Message, headers: Mapping[str, str]) -> UpstreamAnswer:
         """The answer to one inference request. headers: the client's that travel. Raises UpstreamFailedError."""
-        return await self._ask("POST", path, {**headers, **message.headers}, message.body, self.settings.response_bytes)
+        answer = await self._ask("POST", path, {**headers, **message.headers}, message.body, self.settings.response_bytes)
+        if answer.status < 500:
+            self.failures = 0
+        return answer
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> UpstreamAnswer:
         """Metadata or health. Raises UpstreamFailedError."""
@@ -82,7 +89,8 @@ class Upstream:
             raise self._failed(
                 f"model server {url} must be reachable, got {type(error).__name__}: {error}", "upstream-unreachable"
             ) from error
-        self.failures = self.failures + 1 if answer.status >= 500 else 0
+        if answer.status >= 500:
+            self.failures += 1
         return answer
 
     def _failed(self, message: str, reason: str, status: int = 502) -> UpstreamFailedError:
