@@ -1,5 +1,6 @@
 """Guards as processes: two that share a Redis spend a proof once, one that is killed revives nothing, one that is told to stop drops nothing."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -130,21 +131,25 @@ def test_a_proof_from_before_a_kill_buys_nothing_afterwards(tmp_path):
 
 def test_a_guard_that_is_told_to_stop_finishes_what_it_has_begun(tmp_path):
     class Slow(DemoServer):
-        async def __call__(self, scope, receive, send) -> None:
-            import asyncio
+        begun = 0
 
+        async def __call__(self, scope, receive, send) -> None:
             if scope.get("raw_path", b"").endswith(b"/infer"):
-                await asyncio.sleep(1.0)
+                self.begun += 1
+                await asyncio.sleep(2.0)
             await super().__call__(scope, receive, send)
 
     digit = demo_queries()[0][:1]
+    upstream = Slow(DEMO / "victim.onnx")
     with (
-        served(Slow(DEMO / "victim.onnx")) as address,
+        served(upstream) as address,
         guard_process(address, tmp_path, MODE="shadow", CANARY__ENABLED="false") as (process, url),
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         waiting = [pool.submit(asked, url, digit) for _ in range(8)]
-        time.sleep(0.5)
+        deadline = time.monotonic() + 30
+        while upstream.begun < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         statuses = [future.result()[0] for future in waiting]
         code = process.wait(20)
