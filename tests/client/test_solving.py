@@ -163,3 +163,8 @@ def test_a_search_that_nobody_waits_for_ends_before_its_next_try():
 def test_limits_must_leave_something(limits):
     with pytest.raises(ConfigurationError, match="max_seconds and memory_bytes must be above 0"):
         SolveLimits(**limits)
+
+
+def test_an_expiry_that_no_clock_reaches_counts_as_none():
+    problem = Problem("proof-of-work-required", "pay", 402, extensions={"challenge": {}, "expires_in": 10**400})
+    assert challenge_in(problem).expires_in is None

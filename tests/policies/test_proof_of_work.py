@@ -103,8 +103,9 @@ def test_proof_of_work_keeps_the_contract_of_a_policy():
 
 
 def test_a_batch_pays_the_sum_of_its_rows_at_the_level_of_its_worst():
-    rows = [Allow(), Challenge(1, 5), Coarsen(), Challenge(3, 70), Challenge(1, 5)]
+    rows = [Allow(), Challenge(1, 5), Challenge(3, 70), Challenge(1, 5)]
     assert action_of_batch(rows) == Challenge(3, 80)
+    assert action_of_batch([*rows, Coarsen()]) == TooCostly()  # what is paid for goes out whole: a coarsened row must not travel along
     assert action_of_batch(rows, largest_work=80) == Challenge(3, 80)
 
 

@@ -55,7 +55,7 @@ class Faulty:
         self.fault: bytes | str | None = "none"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
             head = await reader.readuntil(b"\r\n\r\n")
             length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
             body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
@@ -70,7 +70,6 @@ class Faulty:
                 writer.write(await there.read())
                 await writer.drain()
                 back.close()
-        writer.close()
 
 
 @contextlib.contextmanager

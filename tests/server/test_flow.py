@@ -11,6 +11,8 @@ from rig import DEMO, INFER, demo_queries, infer_message, rigged
 
 from sameguard.protocol import read_problem
 from sameguard.server.scoring import LocalBackend, ScoringQueue
+from sameguard.server.settings import PolicySettings
+from sameguard.server.snapshot import make_policy
 
 DIGITS, GLYPHS = demo_queries()
 
@@ -97,6 +99,55 @@ def test_a_proof_for_one_query_buys_no_other():
     assert read_problem(402, other[2]).kind == "proof-mismatch"
     assert read_problem(402, forged[2]).kind == "proof-invalid"
     assert "challenge" not in read_problem(402, forged[2]).extensions
+
+
+def test_a_coarsened_row_beside_a_challenged_one_has_no_price_together():
+    with rigged(policy={"kind": "ladder", "coarsen_at": 0.2, "challenge_at": (0.05,), "refuse_at": None}) as rig:
+        verdicts = {}
+        for glyph in (*GLYPHS, *DIGITS):
+            asked(rig.url, glyph[None])
+        for item, decision in zip((*GLYPHS, *DIGITS), list(rig.noted.decisions), strict=True):
+            verdicts.setdefault(decision.verdict, item)
+        both = np.stack([verdicts["coarsen"], verdicts["challenge"]])
+        status, _, body = asked(rig.url, both)
+    assert status == 413
+    assert read_problem(413, body).kind == "batch-too-costly"
+
+
+def test_a_proof_buys_nothing_where_nothing_is_sold():
+    with rigged() as rig:
+        query = suspicious(rig.url)
+        proof = header_of(proof_of(json.loads(asked(rig.url, query)[2])["challenge"]))
+        snapshot = rig.service.snapshot
+        object.__setattr__(snapshot, "policy", make_policy(PolicySettings(kind="reject"), rig.service.settings.proofs, snapshot.scorer))
+        rig.service.flow.cache._verdicts.clear()
+        assert asked(rig.url, query, {"Guard-Proof": proof})[0] == 403
+
+
+def test_a_key_that_comes_twice_is_refused():
+    import http.client
+
+    with rigged(identity={"header": "x-api-key"}) as rig:
+        connection = http.client.HTTPConnection(rig.url.removeprefix("http://"), timeout=20)
+        head, body = infer_message(DIGITS[:1])
+        connection.putrequest("POST", INFER)
+        for name, value in (*head.items(), ("X-Api-Key", "good"), ("X-Api-Key", "other"), ("Content-Length", str(len(body)))):
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        assert connection.getresponse().status == 400
+        connection.close()
+
+
+def test_what_is_not_understood_counts_against_the_quota():
+    with rigged(quota={"rows_per_minute": 0.5, "burst_rows": 2}) as rig:
+        request = urllib.request.Request(rig.url + INFER, b"{}", {"Content-Type": "application/json"})
+        statuses = []
+        for _ in range(4):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(request, timeout=20)
+            statuses.append(caught.value.code)
+            caught.value.close()
+    assert statuses == [400, 400, 429, 429]
 
 
 def test_shadow_answers_everything_and_notes_what_it_would_have_done():

@@ -33,6 +33,20 @@ def test_forwarded_addresses_count_from_listed_proxies_alone_and_from_the_right(
     assert not identity.principal({}, "not an address").trusted_peer
 
 
+def test_one_address_is_one_principal_however_it_is_written():
+    identity = Identity(IdentitySettings(), ["10.0.0.0/8"])
+
+    def name(peer: str, forwarded: str = "") -> str:
+        return identity.principal({"x-forwarded-for": forwarded} if forwarded else {}, peer).name
+
+    assert name("::ffff:203.0.113.5") == name("203.0.113.5")
+    assert name("2001:db8::1") == name("2001:db8::ffff:1")
+    assert name("2001:db8::1") != name("2001:db8:0:1::1")
+    assert name("10.0.0.1", "203.0.113.5:1000") == name("10.0.0.1", "203.0.113.5:2000") == name("203.0.113.5")
+    assert name("10.0.0.1", "[2001:db8::1]:443") == name("2001:db8::1")
+    assert name("::ffff:10.0.0.1", "203.0.113.5") == name("203.0.113.5")
+
+
 def test_a_proxy_that_is_no_address_is_refused():
     with pytest.raises(ConfigurationError, match="must be addresses or networks"):
         Identity(IdentitySettings(), ["example.org"])

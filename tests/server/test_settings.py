@@ -62,9 +62,11 @@ def test_a_variable_that_names_no_setting_is_a_mistake():
         ("- a\n", "must hold a mapping"),
         ("a: [", "must be YAML"),
         (GOOD + "proofs:\n  store: redis://localhost\n", "shared by several guards"),
-        (GOOD + "proofs:\n  store: mysql://localhost\n", "must be memory or a redis"),
+        (GOOD + "proofs:\n  store: mysql://localhost\n", "must be memory, or a redis"),
         (GOOD + "proofs:\n  keys: a:1\n  keys_file: b\n", "give one of them"),
         (GOOD + "admin:\n  host: 0.0.0.0\n", "needs admin.token"),
+        (GOOD + "admin:\n  token: short\n", "at least 16 characters"),
+        (GOOD + "audit:\n  block: true\n", "needs audit.path"),
         (GOOD.replace("http://127.0.0.1:8000", "ftp://a"), "must be http://host"),
         (GOOD.replace("http://127.0.0.1:8000", "http://u:p@a"), "must be http://host"),
         (GOOD + "rollout: 1.5\n", "rollout"),
@@ -82,12 +84,22 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_secrets_are_never_shown(tmp_path):
-    settings = read_settings(written(tmp_path, GOOD + f"proofs:\n  keys: a:{KEY}\nadmin:\n  token: hush\n"), environment={})
+    settings = read_settings(written(tmp_path, GOOD + f"proofs:\n  keys: a:{KEY}\nadmin:\n  token: hush-hush-hush-hush\n"), environment={})
     assert KEY not in repr(settings)
     assert "hush" not in repr(settings)
     with pytest.raises(ConfigurationError) as caught:
         read_settings(written(tmp_path, GOOD + "proofs:\n  keys: [1, 2]\n"), environment={})
     assert "[1, 2]" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["proofs:\n  key: a:SECRET\n", "proofs:\n  store: Redis://:SECRET@host\n", "upstream:\n  url: http://user:SECRET@host\n"]
+)
+def test_a_secret_in_the_wrong_place_is_not_shown_either(tmp_path, text):
+    content = text if text.startswith("upstream") else GOOD + text
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(written(tmp_path, f"artifact: a\n{text}" if content is text else content), environment={})
+    assert "SECRET" not in str(caught.value)
 
 
 def test_keys_come_from_text_or_file_and_the_first_signs(tmp_path):

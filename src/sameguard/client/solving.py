@@ -75,7 +75,8 @@ def challenge_in(problem: Problem) -> FoundChallenge | None:
     if document is None:
         return challenge_in_text(problem.error)
     left = problem.extensions.get("expires_in")
-    return FoundChallenge(document, float(left) if isinstance(left, int | float) and not isinstance(left, bool) else None)
+    told = type(left) in (int, float) and abs(left) < 2**53  # a larger number is no time, and would not fit a float
+    return FoundChallenge(document, float(left) if told else None)
 
 
 def challenge_in_text(error: str) -> FoundChallenge | None:

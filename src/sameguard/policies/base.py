@@ -51,7 +51,7 @@ class Challenge:
 
 @dataclass(frozen=True)
 class TooCostly:
-    """No answer to this batch, whose summed work passes what one request may cost: fewer rows at once have a price."""
+    """No answer to this batch, whose summed work passes what one request may cost, or which has no one price: fewer rows at once have."""
 
     severity: ClassVar[float] = 3.0
 
@@ -82,10 +82,13 @@ class Policy(Protocol):
 def action_of_batch(actions: Sequence[Action], largest_work: int | None = None) -> Action:
     """The one action of a whole request: that of its most severe row, for the summed work of all its challenged rows.
 
-    One proof for 256 bad rows would be a discount, and so would a sum clipped at the cap: beyond `largest_work` it is TooCostly.
+    One proof for 256 bad rows would be a discount, and so would a sum clipped at the cap: beyond `largest_work` it is TooCostly. So is a batch
+    with rows to be coarsened beside rows to be paid for: a payment buys the whole answer, and would buy theirs as well.
     """
     worst = max(actions, key=lambda action: action.severity)
     if not isinstance(worst, Challenge):
         return worst
+    if any(isinstance(action, Coarsen) for action in actions):
+        return TooCostly()
     work = sum(action.work for action in actions if isinstance(action, Challenge))
     return Challenge(worst.level, work) if largest_work is None or work <= largest_work else TooCostly()

@@ -16,7 +16,7 @@ FROM_TRUSTED_PEERS = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-hos
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 
-def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def read_headers(raw: Iterable[tuple[bytes, bytes]], *, also_once: frozenset[str] = frozenset()) -> dict[str, str]:
     """Headers by lower-case name from the pairs that ASGI and aiohttp give; repeated ones joined by commas.
 
     Raises InvalidRequestError where one that says how the body is read comes twice, or a name is not a token, or a value holds control characters.
@@ -26,7 +26,7 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
         if not TOKEN.fullmatch(name) or any((letter < " " and letter != "\t") or letter == "\x7f" for letter in value):
             raise InvalidRequestError(f"header names must be tokens and values printable, got {shown(name)}.")
-        if name in headers and name in ONCE:
+        if name in headers and (name in ONCE or name in also_once):
             raise InvalidRequestError(f"header {name} must be given once, got it twice.")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if "content-length" in headers and "transfer-encoding" in headers:

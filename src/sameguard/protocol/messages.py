@@ -89,5 +89,5 @@ class InferResponse:
             raise ValueError(f"values must be as many as the output of shape {tensor.array.shape} holds, got shape {values.shape}.")
         fits = tensor.array.dtype.kind == "f" or np.array_equal(values, np.rint(values))
         values = values.reshape(tensor.array.shape).astype(tensor.array.dtype if fits else np.float32)
-        coarse = dataclasses.replace(tensor, array=values, datatype=tensor.datatype if fits else "FP32")
+        coarse = dataclasses.replace(tensor, array=values, datatype=tensor.datatype if fits else "FP32", parameters={})
         return dataclasses.replace(self, tensors=(coarse,), parameters={}, document=None)

@@ -25,11 +25,10 @@ from sameguard.errors import ConfigurationError, SameguardError
 from sameguard.server.history import History
 from sameguard.server.pages import STATIC_FILES, render_dashboard
 from sameguard.server.pages.dashboard import HOURS, read_static
-from sameguard.server.settings import AdminSettings
+from sameguard.server.settings import TOKEN_CHARACTERS, AdminSettings
 from sameguard.server.telemetry import Telemetry
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-TOKEN_CHARACTERS = 16
 PROBES = ("/healthz", "/readyz")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
 HEADERS = {

@@ -99,7 +99,7 @@ class DataPlane:
             raise _denied("input-invalid", f"headers must have at most {self.settings.listen.header_bytes} bytes together", "headers", 431)
         if scope.get("query_string"):
             raise _denied("input-invalid", "query strings are not understood here: leave it out", "query-string")
-        headers = read_headers(scope["headers"])
+        headers = read_headers(scope["headers"], also_once=self.service.identity.once)
         if route.kind is not RouteKind.INFER:
             with self._admitted():
                 return await self._passed(route, headers)
@@ -125,15 +125,21 @@ class DataPlane:
     async def _inferred(self, body: bytes, headers: dict[str, str], snapshot: Snapshot, trace: Trace, peer: str) -> Reply:
         principal = self.service.identity.principal(headers, peer)
         trace.principal = principal.name
+        self._charge(principal.name, 1)  # also for what is not understood
         with trace.stage("parse"):
             parse = snapshot.dialect.parse_infer
-            request = await asyncio.to_thread(parse, body, headers) if len(body) > THREADED_BYTES else parse(body, headers)
+            threaded = len(body) > THREADED_BYTES or "content-encoding" in headers  # a small body may be a large one inside
+            request = await asyncio.to_thread(parse, body, headers) if threaded else parse(body, headers)
             digest = request.digest(snapshot.model)
         trace.digest, trace.rows = digest.hex(), len(request.queries)
-        seconds = self.service.quotas.take(principal.name, trace.rows)
+        if trace.rows > 1:
+            self._charge(principal.name, trace.rows - 1)
+        return await self.service.flow.answer(Asked(request, digest, headers, principal), snapshot, trace)
+
+    def _charge(self, principal: str, rows: int) -> None:
+        seconds = self.service.quotas.take(principal, rows)
         if seconds is not None:
             raise replies.over_quota(seconds)
-        return await self.service.flow.answer(Asked(request, digest, headers, principal), snapshot, trace)
 
     async def _passed(self, route: Route, headers: dict[str, str]) -> Reply:
         """Metadata and health, unscored."""

@@ -64,7 +64,7 @@ class Flow:
         """The answer to an allowed, paid or shadowed request. Raises Refusal for every other."""
         trace.enforced = self.settings.mode == "enforce" and asked.principal.within(self.settings.rollout)
         proof = asked.headers.get("guard-proof")
-        if proof is not None and trace.enforced:
+        if proof is not None and trace.enforced and snapshot.largest_work is not None:  # where nothing is sold, nothing is bought
             await self._redeem(proof, asked, snapshot, trace)
             return await self._paid(asked, snapshot, trace)
         key = (asked.principal.name, asked.digest, snapshot.artifact_digest)

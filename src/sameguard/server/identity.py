@@ -34,6 +34,7 @@ class Identity:
 
     def __init__(self, settings: IdentitySettings, trusted_proxies: Sequence[str] = ()) -> None:
         self.header = settings.header.lower() if settings.header else None
+        self.once = frozenset({self.header} if self.header else ())  # a second value would make another principal of the same key
         try:
             self.trusted: list[Network] = [ipaddress.ip_network(text, strict=False) for text in trusted_proxies]
         except ValueError as error:
@@ -45,23 +46,44 @@ class Identity:
         key = headers.get(self.header) if self.header else None
         if key:
             return Principal(_digest("key", key), trusted)
-        return Principal(_digest("address", self._client_address(headers, peer) if trusted else peer), trusted)
+        return Principal(_digest("address", _household(self._client_address(headers, peer) if trusted else peer)), trusted)
 
     def _client_address(self, headers: Mapping[str, str], peer: str) -> str:
         """The first address from the right that is no proxy of ours: what stands left of it anyone may have written."""
         address = peer
         for hop in reversed([hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]):
-            address = hop[:64]
+            address = _without_port(hop[:64])
             if not self._is_trusted(address):
                 break
         return address
 
     def _is_trusted(self, address: str) -> bool:
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(found in network for network in self.trusted)
+        found = _address(address)
+        return found is not None and any(found in network for network in self.trusted)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address, IPv4 where it is one written as IPv6; None for what is none."""
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _without_port(text: str) -> str:
+    """Some proxies write the client's port, which is another for each connection."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _household(text: str) -> str:
+    """An address as a principal: who has one IPv6 address has all of its /64."""
+    found = _address(text)
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return text if found is None else str(found)
 
 
 def _digest(kind: str, value: str) -> str:

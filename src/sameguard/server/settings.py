@@ -19,6 +19,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 PREFIX = "SAMEGUARD_"
+TOKEN_CHARACTERS = 16
 OTHER_VARIABLES = {"DATA"}  # SAMEGUARD_DATA, the data root of other verbs
 
 
@@ -215,11 +216,15 @@ class Settings(BaseSettings):
         if self.proofs.keys is not None and self.proofs.keys_file is not None:
             raise ValueError("proofs.keys and proofs.keys_file both give the keys: give one of them")
         if self.proofs.store != "memory" and not self.proofs.store.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(f"proofs.store must be memory or a redis:// address, got {self.proofs.store!r}")
+            raise ValueError("proofs.store must be memory, or a redis://, rediss:// or unix:// address")
         if self.proofs.store != "memory" and self.proofs.keys is None and self.proofs.keys_file is None:
             raise ValueError("proofs.store is shared by several guards, which need the same proofs.keys or proofs.keys_file: give one")
         if self.admin.host not in ("127.0.0.1", "::1", "localhost") and self.admin.token is None:
             raise ValueError(f"admin.host {self.admin.host} is not loopback and needs admin.token")
+        if self.admin.token is not None and len(self.admin.token.get_secret_value()) < TOKEN_CHARACTERS:
+            raise ValueError(f"admin.token must have at least {TOKEN_CHARACTERS} characters: openssl rand -hex 32")
+        if self.audit.block and self.audit.path is None:
+            raise ValueError("audit.block needs audit.path: without a log there is nothing to wait for")
         return self
 
 
@@ -263,7 +268,9 @@ def _mistake(found: Any, path: Path | None, content: dict[str, Any], flags: dict
         where = f"environment, {variable}"
     elif _has(content, names):
         where = str(path)
-    secret = any(name in ("keys", "token") for name in names)
+    secret = found["type"] == "extra_forbidden" or any(
+        name in ("keys", "token", "url", "store") for name in names
+    )  # a typo may hold one, too
     got = "" if found["type"] == "missing" or secret or isinstance(found["input"], dict) else f", got {found['input']!r}"
     name = ".".join(names) or "settings"
     return (
