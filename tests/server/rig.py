@@ -94,6 +94,7 @@ def settings_for(url: str, **changes: Any) -> Settings:
         "mode": "enforce",
         "upstream": {"url": url, "model": "digits", "output": "logits", "output_kind": "logits"},
         "proofs": {"puzzle": "pbkdf2", "worst_seconds": 0.3, "ttl_seconds": 60},
+        "scorer": {"deadline_seconds": 30.0},  # a busy machine must not shed what a test asks
     }
     for name, value in changes.items():
         known[name] = {**known.get(name, {}), **value} if isinstance(value, dict) else value

@@ -216,7 +216,7 @@ class BrokenBackend:
 def with_backend(rig) -> BrokenBackend:
     snapshot = rig.service.snapshot
     backend = BrokenBackend(LocalBackend(snapshot.scorer))
-    queue = ScoringQueue(backend, batch_rows=8, waiting_rows=64, deadline_seconds=2.0)
+    queue = ScoringQueue(backend, batch_rows=8, waiting_rows=64, deadline_seconds=30.0)
     object.__setattr__(snapshot, "queue", queue)
     return backend
 
