@@ -94,6 +94,21 @@ def test_a_full_queue_refuses_at_once_and_has_room_again_afterwards():
     assert with_batcher(scenario).batches == [[0], [1], [3]]
 
 
+def test_what_has_begun_goes_first_and_finds_room_where_what_is_new_does_not():
+    async def scenario(batcher, gate, clock):
+        working = await queued(batcher, 0)
+        await started(gate)
+        new = await queued(batcher, 1, rows=8)
+        begun = [asyncio.create_task(batcher.submit(item, 3, deadline=100.0, begun=True)) for item in (2, 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="queue of 8 rows has no room for 1 more, 14 wait"):
+            await batcher.submit(4, 1, deadline=100.0)
+        gate.open.release(4)
+        assert await asyncio.gather(working, new, *begun) == [0, 2, 4, 6]
+
+    assert with_batcher(scenario).batches == [[0], [2], [3], [1]]
+
+
 def test_a_cancelled_item_leaves_the_queue_and_makes_room():
     async def scenario(batcher, gate, clock):
         first = await queued(batcher, 0)

@@ -1,16 +1,13 @@
 """A model server that is slow, half-open, torn, enormous, garbled or gone: a clear status, nothing leaked, and back by itself."""
 
-import asyncio
-import contextlib
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from fault_proxy import GOOD_HEAD, Fault, faulty
 from honest_proofs import header_of, proof_of
 from rig import DEMO, INFER, demo_queries, infer_message, rigged
 
@@ -19,7 +16,6 @@ from sameguard.server import service as service_module
 from sameguard.server.demo_server import DemoServer
 
 DIGITS, GLYPHS = demo_queries()
-GOOD_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
 def answer(rows: list[list[float]], **more: object) -> bytes:
@@ -43,59 +39,10 @@ FAULTS = {
     "an error of its own": (b'HTTP/1.1 500 Oops\r\nContent-Length: 18\r\nConnection: close\r\n\r\n{"error":"out of"}', 500),
     "a long error of its own": (b"HTTP/1.1 500 Oops\r\nContent-Length: 99999\r\nConnection: close\r\n\r\n" + b"x" * 99_999, 502),
     "not found": (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 404),
-    "says nothing": (None, 504),
+    "says nothing": (Fault.SILENT, 504),
+    "never comes to an end": (Fault.DRIBBLE, 504),
+    "too large, and does not say so": (Fault.FLOOD, 502),
 }  # fmt: skip
-
-
-class Faulty:
-    """A raw TCP server: passes requests to a real model server, or answers infer requests with what it is told to."""
-
-    def __init__(self, inner: str) -> None:
-        self.inner = inner.removeprefix("http://").split(":")
-        self.fault: bytes | str | None = "none"
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-            body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
-            if self.fault != "none" and head.startswith(b"POST"):
-                if self.fault is None:
-                    await asyncio.sleep(20)
-                writer.write(self.fault or b"")
-                await writer.drain()
-            else:
-                there, back = await asyncio.open_connection(*self.inner)
-                back.write(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + body)
-                writer.write(await there.read())
-                await writer.drain()
-                back.close()
-
-
-@contextlib.contextmanager
-def faulty(inner: str) -> Iterator[tuple[Faulty, str]]:
-    server, loop, found = Faulty(inner), asyncio.new_event_loop(), {}
-
-    async def live() -> None:
-        listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
-        found["port"], found["stop"] = listening.sockets[0].getsockname()[1], asyncio.Event()
-        ready.set()
-        await found["stop"].wait()
-        listening.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0.05)
-
-    ready = threading.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(live()), daemon=True)
-    thread.start()
-    ready.wait(10)
-    try:
-        yield server, f"http://127.0.0.1:{found['port']}"
-    finally:
-        loop.call_soon_threadsafe(found["stop"].set)
-        thread.join(10)
-        loop.close()
 
 
 def asked(url: str, query: np.ndarray, proof: str | None = None) -> tuple[int, bytes]:
@@ -125,7 +72,7 @@ def test_a_faulty_answer_is_a_clear_status_and_the_next_good_one_passes(faulty_r
     upstream, rig = faulty_rig
     upstream.fault, status = FAULTS[name]
     found, body = asked(rig.url, DIGITS[:1])
-    upstream.fault = "none"
+    upstream.fault = Fault.NONE
     assert found == status, rig.noted.decisions[-1]
     if status in (502, 504):
         problem = read_problem(found, body)
@@ -141,7 +88,7 @@ def test_who_has_paid_for_a_failed_answer_passes_once_more(faulty_rig):
     proof = header_of(proof_of(json.loads(asked(rig.url, query)[1])["challenge"]))
     upstream.fault = FAULTS["resets at once"][0]
     status, body = asked(rig.url, query, proof)
-    upstream.fault = "none"
+    upstream.fault = Fault.NONE
     assert status == 502
     retry = read_problem(502, body).extensions["retry_proof"]
     assert asked(rig.url, 1.0 - query, retry)[0] == 402
@@ -157,7 +104,7 @@ def test_a_model_server_that_keeps_failing_makes_the_guard_unready_until_it_is_b
     for _ in range(3):
         asked(rig.url, DIGITS[:1])
     assert not rig.run(rig.service.readiness()).ready
-    upstream.fault = "none"
+    upstream.fault = Fault.NONE
     deadline = time.monotonic() + 20
     while not rig.run(rig.service.readiness()).ready and time.monotonic() < deadline:
         time.sleep(0.05)

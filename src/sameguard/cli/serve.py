@@ -71,10 +71,12 @@ def _say_where(settings: Settings, data: str, admin: str | None) -> None:
 
 def _check(settings: Settings) -> None:
     """Everything that can be known without the model server and the store."""
-    from sameguard.server.keys import read_keys
+    from sameguard.server.identity import Identity
+    from sameguard.server.keys import make_proofs
     from sameguard.server.snapshot import load_snapshot, policy_lines
 
-    read_keys(settings.proofs)
+    Identity(settings.identity, settings.listen.trusted_proxies)
+    make_proofs(settings.proofs, boot_id=None)
     snapshot = load_snapshot(settings, binary_tensors=bool(settings.upstream.binary))
     snapshot.queue.close()
     typer.echo(f"settings are valid; artefact {snapshot.artifact_digest} on {snapshot.scorer.provider}")

@@ -85,6 +85,11 @@ class DataPlane:
             return problem_reply(Problem.of(error), "deny")
         except ClientGoneError:
             raise
+        except asyncio.CancelledError:
+            if not self.service.draining:
+                raise
+            trace.outcome, trace.reason = "failed", "shutdown"  # the grace is over
+            return replies.unavailable("shutdown").reply
         except Exception as error:
             log.exception("unforeseen", request_id=trace.request_id)
             trace.outcome, trace.reason, trace.detail = "failed", "unforeseen", type(error).__name__

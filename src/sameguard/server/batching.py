@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, TypeVar
 
 from sameguard.errors import ConfigurationError, SameguardError
@@ -62,6 +63,7 @@ class MicroBatcher(Generic[Item, Result]):
         self.max_waiting_rows = max_waiting_rows
         self.parallel = parallel
         self.clock = clock
+        self._begun: deque[_Waiting[Item, Result]] = deque()  # goes first
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
@@ -69,19 +71,22 @@ class MicroBatcher(Generic[Item, Result]):
     @property
     def waiting_rows(self) -> int:
         """Rows that wait and are still wanted."""
-        return sum(entry.rows for entry in self._waiting if not entry.result.done())
+        return sum(entry.rows for entry in chain(self._begun, self._waiting) if not entry.result.done())
 
-    async def submit(self, item: Item, rows: int, *, deadline: float) -> Result:
+    async def submit(self, item: Item, rows: int, *, deadline: float, begun: bool = False) -> Result:
         """The item's result. deadline: value of the clock by which it must have been begun.
+
+        begun: it continues what has cost something already. It goes before what is new and is never refused for want of room, or a full
+        queue would let requests in and throw them away half-way. What may be under way bounds it.
 
         Raises QueueFullError at once where it does not fit, DeadlineError where it was not begun in time, and what the work raises.
         """
         waiting = self.waiting_rows
         idle = self._workers < self.parallel
-        if not idle and waiting + rows > self.max_waiting_rows:
+        if not idle and not begun and waiting + rows > self.max_waiting_rows:
             raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more, {waiting} wait: try again later.")
         entry = _Waiting(item, rows, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
+        (self._begun if begun else self._waiting).append(entry)
         if idle:
             self._workers += 1
             self._tasks.add(task := asyncio.create_task(self._run()))
@@ -110,16 +115,16 @@ class MicroBatcher(Generic[Item, Result]):
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
         rows, now = 0, self.clock()
-        while self._waiting:
-            entry = self._waiting[0]
+        while queue := self._begun or self._waiting:
+            entry = queue[0]
             if entry.result.done():
-                self._waiting.popleft()
+                queue.popleft()
             elif entry.deadline <= now:
-                self._waiting.popleft()
+                queue.popleft()
                 entry.result.set_exception(DeadlineError(f"{entry.rows} rows waited until their deadline: the queue is too slow for them."))
             elif batch and rows + entry.rows > self.max_rows:
                 break
             else:
-                batch.append(self._waiting.popleft())
+                batch.append(queue.popleft())
                 rows += entry.rows
         return batch

@@ -1,11 +1,24 @@
-"""Proof keys from the settings; without any, one that lives and dies with this process."""
+"""Proofs and their keys from the settings; without any key, one that lives and dies with this process."""
 
 import secrets
 from binascii import Error, unhexlify
 
 from sameguard.errors import ConfigurationError
-from sameguard.server.proofs import KEY_BYTES, ProofKey
+from sameguard.policies import PUZZLES
+from sameguard.server.proofs import KEY_BYTES, ProofKey, Proofs
 from sameguard.server.settings import ProofSettings
+
+
+def make_proofs(settings: ProofSettings, *, boot_id: str | None) -> Proofs:
+    """Proofs as the settings say. boot_id: see `Proofs`. Raises ConfigurationError."""
+    return Proofs(
+        read_keys(settings),
+        PUZZLES[settings.puzzle],
+        ttl_seconds=settings.ttl_seconds,
+        worst_seconds=settings.worst_seconds,
+        skew_seconds=settings.skew_seconds,
+        boot_id=boot_id,
+    )
 
 
 def read_keys(settings: ProofSettings) -> list[ProofKey]:

@@ -66,17 +66,18 @@ class MemoryReplayStore:
         self.clock = clock
         self._spent: set[str] = set()
         self._by_end: list[tuple[float, str]] = []
-        self._latest = -math.inf
+        self._forgotten = -math.inf  # the last end that was forgotten
 
     def __len__(self) -> int:
         return len(self._spent)
 
     async def redeem(self, nonce: str, expires_at: int) -> bool:
         """Nothing is awaited here: no two tasks of a loop can both find the nonce unspent."""
-        self._latest = now = max(self._latest, self.clock())  # a clock that is set back must not revive what was forgotten
+        now = self.clock()
         self._forget(now)
         end = expires_at + self.skew_seconds
-        if end < now or nonce in self._spent or NONCE.fullmatch(nonce) is None:
+        # a clock that is set back must not revive what was forgotten; what ends later never was
+        if end < now or end <= self._forgotten or nonce in self._spent or NONCE.fullmatch(nonce) is None:
             return False
         if len(self._spent) >= self.capacity:
             raise StoreUnavailableError(
@@ -94,7 +95,9 @@ class MemoryReplayStore:
 
     def _forget(self, now: float) -> None:
         while self._by_end and self._by_end[0][0] < now:
-            self._spent.discard(heapq.heappop(self._by_end)[1])
+            end, nonce = heapq.heappop(self._by_end)
+            self._spent.discard(nonce)
+            self._forgotten = max(self._forgotten, end)
 
 
 class RedisReplayStore:

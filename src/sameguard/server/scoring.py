@@ -130,12 +130,12 @@ class ScoringQueue:
 
     async def stage_b(self, reconstruction: Reconstruction, probs: Probs) -> Scores:
         """Whole scores, (rows,)."""
-        return (await self._run(StageB(reconstruction, probs), len(reconstruction))).scores
+        return (await self._run(StageB(reconstruction, probs), len(reconstruction), begun=True)).scores
 
-    async def _run(self, job: Job, rows: int) -> Found:
+    async def _run(self, job: Job, rows: int, *, begun: bool = False) -> Found:
         deadline = self._batcher.clock() + self.deadline_seconds
         try:
-            found = await self._batcher.submit(job, rows, deadline=deadline)
+            found = await self._batcher.submit(job, rows, deadline=deadline, begun=begun)
         except SameguardError:
             raise
         except Exception as error:  # whatever the engine raises

@@ -12,16 +12,15 @@ import structlog
 
 from sameguard.calibration import CANARY_TOLERANCE
 from sameguard.errors import SameguardError
-from sameguard.policies import PUZZLES
 from sameguard.protocol import BINARY_EXTENSION, Dialect, InvalidResponseError, WireError, ask, check_metadata
 from sameguard.server.audit import AuditLog
 from sameguard.server.decision import Decision, Evidence, Observer
 from sameguard.server.flow import Flow
 from sameguard.server.history import History
 from sameguard.server.identity import Identity, Quotas
-from sameguard.server.keys import read_keys
+from sameguard.server.keys import make_proofs
 from sameguard.server.openapi import openapi_document
-from sameguard.server.proofs import Proofs, new_boot_id
+from sameguard.server.proofs import new_boot_id
 from sameguard.server.replay import MemoryReplayStore, ReplayStore, StoreUnavailableError, open_redis
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot, load_snapshot, policy_lines
@@ -85,14 +84,7 @@ class GuardService:
         """Raises ConfigurationError, ArtifactError, CalibrationError, StoreUnavailableError: a guard that cannot guard does not start."""
         settings = self.settings
         self.store = await _open_store(settings)
-        proofs = Proofs(
-            read_keys(settings.proofs),
-            PUZZLES[settings.proofs.puzzle],
-            ttl_seconds=settings.proofs.ttl_seconds,
-            worst_seconds=settings.proofs.worst_seconds,
-            skew_seconds=settings.proofs.skew_seconds,
-            boot_id=None if self.store.shared else new_boot_id(),
-        )
+        proofs = make_proofs(settings.proofs, boot_id=None if self.store.shared else new_boot_id())
         await self.upstream.open()
         self.snapshot = await asyncio.to_thread(load_snapshot, settings, binary_tensors=bool(settings.upstream.binary))
         self.telemetry = Telemetry((self.snapshot.model.name,), _buckets(self.snapshot), lambda: self.snapshot.queue.waiting_rows)
