@@ -138,7 +138,7 @@ class InputContract:
             raise InvalidQueryError(
                 f"query shape must be (batch, {', '.join(map(str, self.raw_shape))}) in layout {self.layout}, got {raw.shape}."
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and canonicalise refuses inf
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and canonicalise refuses inf and NaN
             queries = raw.astype(np.float32)
             if self.layout == "NHWC":
                 queries = queries.transpose(0, 3, 1, 2)
@@ -170,7 +170,7 @@ class InputContract:
             raise InvalidQueryError(f"query shape must be (batch, {', '.join(map(str, self.shape))}), got {queries.shape}.")
         if len(queries) == 0:
             raise InvalidQueryError("query batch must hold at least one query, got 0.")
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, and inf is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32's range becomes inf, and inf is refused below
             queries = np.ascontiguousarray(queries, dtype=np.float32)
         finite = np.isfinite(queries).reshape(len(queries), -1).all(axis=1)
         if not finite.all():

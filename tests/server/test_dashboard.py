@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +188,9 @@ def test_the_policy_forbids_what_the_page_does_not_need(browser):
             }"""
         )
         assert page.evaluate("window.ran") is None
+        deadline = time.monotonic() + 10
+        while sum("Content Security Policy" in text for text in refused) < 3 and time.monotonic() < deadline:
+            page.wait_for_timeout(50)  # the browser tells of a refused form a little later
         assert sum("Content Security Policy" in text for text in refused) == 3
         context.close()
     assert guard.reloads == 0

@@ -327,7 +327,7 @@ def test_a_guard_as_it_should_be_has_no_findings_of_its_own(guard):
         ({"mode": "shadow"}, "mode", "shadow: everything is answered"),
         ({"rollout": 0.25}, "mode", "enforce for 25% of principals"),
         ({"scorer": {"fail_open": True}}, "scorer.fail_open", "lets queries pass unscored"),
-        ({"admin": {"host": "0.0.0.0", "token": "secret"}}, "admin port", "0.0.0.0 is not loopback"),
+        ({"admin": {"host": "0.0.0.0", "token": "secret" * 3}}, "admin port", "0.0.0.0 is not loopback"),
         ({}, "artefact", "whole, but not pinned"),
     ],
 )

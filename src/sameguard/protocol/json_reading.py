@@ -12,7 +12,7 @@ import orjson
 
 from sameguard.protocol.errors import InvalidRequestError
 
-STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: ways back would cost 60 bytes of memory for each of text
 
 
 class JsonBudget(NamedTuple):

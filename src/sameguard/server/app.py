@@ -10,7 +10,17 @@ import structlog
 from sameguard.protocol import Problem, Route, RouteKind, WireError, read_headers, travelling_headers
 from sameguard.server import replies
 from sameguard.server.decision import Observer
-from sameguard.server.edge import ClientGoneError, Readers, Receive, Send, header_bytes, read_body, send_reply, unless_gone
+from sameguard.server.edge import (
+    BodyTimeoutError,
+    ClientGoneError,
+    Readers,
+    Receive,
+    Send,
+    header_bytes,
+    read_body,
+    send_reply,
+    unless_gone,
+)
 from sameguard.server.flow import Asked, passed_on
 from sameguard.server.replies import Refusal, Reply, problem_reply
 from sameguard.server.service import GuardService
@@ -82,7 +92,8 @@ class DataPlane:
             return refusal.reply
         except WireError as error:
             trace.outcome, trace.reason, trace.detail = "denied", error.problem, str(error)
-            return problem_reply(Problem.of(error), "deny")
+            ends = {"connection": "close"} if isinstance(error, BodyTimeoutError) else {}  # the rest may still come, as something else
+            return problem_reply(Problem.of(error), "deny", ends)
         except ClientGoneError:
             raise
         except asyncio.CancelledError:

@@ -89,7 +89,10 @@ class BoundedProtocol(H11Protocol):
 
 
 class _CountingConnection(h11.Connection):
-    """Parses a body of at most so many pieces: chunks of a byte each cost a thousand times what the body costs."""
+    """Parses a body of at most so many pieces: chunks of a byte each cost a thousand times what the body costs.
+
+    A request with two opinions of its end, a length and chunks, ends the connection: whoever stands before us may hold the other one.
+    """
 
     def __init__(self, most_pieces: int) -> None:
         super().__init__(h11.SERVER, PARSER_BYTES)
@@ -100,6 +103,8 @@ class _CountingConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._pieces = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("request must have Content-Length or Transfer-Encoding, got both.")
         elif isinstance(event, h11.Data):
             self._pieces += 1
             if self._pieces > self.most_pieces:

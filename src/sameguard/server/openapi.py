@@ -1,16 +1,37 @@
-"""The data plane's doors as an OpenAPI 3.1 document: for client generators, gateways, and tests that fuzz a guard by its own description."""
+"""The data plane's doors as an OpenAPI 3.1 document: for client generators, gateways, and tests that fuzz a guard by its own description.
+
+Bodies are described in `openapi_bodies`. Whatever no door is described for is answered 404.
+"""
 
 from importlib.metadata import version
 from typing import Any
 
-from sameguard.protocol import PROBLEMS, Dialect, ModelContract, OpenInference, RouteKind
+from sameguard.protocol import PROBLEMS, Dialect, OpenInference, RouteKind
+from sameguard.protocol.challenge import PROOF_BYTES
+from sameguard.protocol.headers import HEADER_LENGTH
+from sameguard.protocol.problems import TYPE_PREFIX
+from sameguard.server.openapi_bodies import answer_schema, request_schema
 
-REFUSALS = ("400", "402", "403", "408", "413", "415", "429", "431", "502", "503", "504")
 PROBLEM_MEDIA = "application/problem+json"
+REASONS = {
+    400: "Not understood, or against the model's input contract",
+    402: "To be paid for with a proof of work, or the proof does not count; see `type`",
+    403: "This query is not answered",
+    408: "The body did not arrive in time; the connection is closed",
+    413: "Too many bytes, or a batch that costs more than one request may: send fewer rows at once",
+    415: "A media type, character set or encoding that is not spoken",
+    429: "Too many rows in a short time",
+    431: "Too many bytes of headers",
+    502: "The model server gave no usable answer",
+    503: "Not available at the moment",
+    504: "The model server did not answer in time",
+}
+PASSED_THROUGH = (400, 431, 502, 503, 504)  # what can happen to metadata and health
+OWN_ERROR = {"description": "The model server's own error, passed on: it comes without Guard-Action, under any status"}
 
 
 def openapi_document(dialect: Dialect, *, challenge_status: int = 402) -> dict[str, Any]:
-    """Every path that is answered; whatever is not in it is 404. JSON bodies are described in full for the Open Inference Protocol alone."""
+    """Every path that is answered. challenge_status: of challenges, as `proofs.status` says."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), route in sorted(dialect.routes.paths.items()):
         operation = _inference(dialect, challenge_status) if route.kind is RouteKind.INFER else _passed_through(route.kind)
@@ -24,92 +45,83 @@ def openapi_document(dialect: Dialect, *, challenge_status: int = 402) -> dict[s
 
 
 def _inference(dialect: Dialect, challenge_status: int) -> dict[str, Any]:
-    statuses = sorted({*REFUSALS, str(challenge_status)})
-    body: dict[str, Any] = {"type": "object"}
-    answer: dict[str, Any] = {}
+    requests: dict[str, Any] = {"application/json": {"schema": request_schema(dialect)}}
+    answers: dict[str, Any] = {"application/json": {"schema": answer_schema(dialect)}}
+    parameters = [_proof()]
     if isinstance(dialect, OpenInference):
-        body, answer = _request(dialect.model), _answer(dialect.model)
-    proof = {
-        "name": "Guard-Proof", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 4096},
-        "description": "The solved challenge of an earlier answer to the same inputs, base64.",
-    }  # fmt: skip
+        tensors = {"schema": {"description": "The JSON part, then raw little-endian tensors; or one raw tensor alone."}}
+        requests["application/octet-stream"] = answers["application/octet-stream"] = tensors
+        parameters.append(_json_length())
+    statuses = {challenge_status if status == 402 else status for status in REASONS}
     return {
         "summary": "Answered, refused, or to be paid for",
-        "parameters": [proof],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "description": "Content-Type may be left out; Content-Encoding may be gzip or deflate, once. Query strings are refused.",
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": requests},
         "responses": {
-            "200": {"description": "The model server's answer", "content": {"application/json": {"schema": answer}}},
-            **{status: _refusal(status) for status in statuses},
-            "default": {"description": "The model server's own error, passed on"},
+            "200": {"description": "The model server's answer", "headers": _headers(), "content": answers},
+            **{str(status): _refusal(status, challenge_status) for status in sorted(statuses)},
+            "default": OWN_ERROR,
         },
     }
 
 
 def _passed_through(kind: RouteKind) -> dict[str, Any]:
     what = "the model server's metadata" if kind is RouteKind.METADATA else "the model server's health: the status counts"
-    responses = {status: _refusal(status) for status in ("400", "431", "502", "503", "504")}
     return {
         "summary": f"{what}, passed through unscored",
-        "responses": {"200": {"description": what}, **responses, "default": {"description": "The model server's own error, passed on"}},
+        "responses": {
+            "200": {"description": what, "headers": _headers()},
+            **{str(status): _refusal(status, 0) for status in PASSED_THROUGH},
+            "default": OWN_ERROR,
+        },
     }
 
 
-def _refusal(status: str) -> dict[str, Any]:
+def _refusal(status: int, challenge_status: int) -> dict[str, Any]:
+    headers = _headers("Cache-Control", "Guard-Action")
+    reasons = [REASONS[402]] if status == challenge_status else []
+    if status in REASONS and status != 402:
+        reasons.append(REASONS[status])
+    if status == challenge_status:
+        headers |= _headers("WWW-Authenticate")
+    if status in (429, 503):
+        headers |= _headers("Retry-After")
     return {
-        "description": "No answer; `type` says why",
-        "headers": {"Guard-Action": {"schema": {"type": "string"}}, "Guard-Request-Id": {"schema": {"type": "string"}}},
+        "description": "; or: ".join(reasons),
+        "headers": headers,
         "content": {PROBLEM_MEDIA: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string"}} for name in ("Guard-Request-Id", *names)}
+
+
+def _proof() -> dict[str, Any]:
+    return {
+        "name": "Guard-Proof", "in": "header", "required": False, "schema": {"type": "string", "maxLength": PROOF_BYTES},
+        "description": "The solved challenge of an earlier answer to the same inputs, base64 of JSON.",
+    }  # fmt: skip
+
+
+def _json_length() -> dict[str, Any]:
+    return {
+        "name": HEADER_LENGTH.title(), "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0},
+        "description": "Bytes of the JSON part, inflated, where tensors follow it; 0 for one raw tensor and no JSON.",
+    }  # fmt: skip
 
 
 def _problem() -> dict[str, Any]:
     text = {"type": "string"}
     return {
         "type": "object",
-        "description": f"RFC 9457, and `error` for inference clients. Types: {', '.join(PROBLEMS)}.",
+        "description": "RFC 9457, and `error` for inference clients.",
         "required": ["type", "title", "status", "detail", "error"],
         "properties": {
-            "type": text, "title": text, "status": {"type": "integer"}, "detail": text, "error": text,
-            "challenge": {"type": "object", "description": "An ALTCHA v2 challenge."}, "header": text, "expires_in": {"type": "integer"},
-            "retry_proof": text,
+            "type": {"enum": [TYPE_PREFIX + kind for kind in PROBLEMS]}, "title": text, "status": {"type": "integer"}, "detail": text, "error": text,
+            "challenge": {"type": "object", "description": "An ALTCHA v2 challenge.", "required": ["parameters", "signature"]},
+            "header": {"const": "Guard-Proof"}, "expires_in": {"type": "integer", "minimum": 0, "description": "Seconds."},
+            "retry_proof": {"type": "string", "description": "Passes once more, where a proof was spent and the model server failed."},
         },
     }  # fmt: skip
-
-
-def _request(model: ModelContract) -> dict[str, Any]:
-    """One input under the artefact's contract, nested or flat."""
-    number = {"type": "integer", "minimum": 0, "maximum": 255} if model.input.dtype == "UINT8" else {"type": "number"}
-    tensor = {
-        "type": "object",
-        "required": ["name", "shape", "datatype", "data"],
-        "additionalProperties": False,
-        "properties": {
-            "name": {"const": model.input.name},
-            "datatype": {"const": model.input.dtype},
-            "shape": {
-                "type": "array",
-                "prefixItems": [{"type": "integer", "minimum": 1, "maximum": model.max_rows}, *({"const": side} for side in model.input.raw_shape)],
-                "minItems": 1 + len(model.input.raw_shape),
-                "maxItems": 1 + len(model.input.raw_shape),
-            },
-            "data": {"type": "array", "items": number, "minItems": model.row_values, "maxItems": model.row_values * model.max_rows},
-        },
-    }  # fmt: skip
-    output = {
-        "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"enum": list(model.allowed_outputs)}}
-    }  # fmt: skip
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "additionalProperties": False,
-        "properties": {
-            "id": {"type": "string", "maxLength": 256},
-            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
-            "outputs": {"type": "array", "items": output, "minItems": 1},
-        },
-    }
-
-
-def _answer(model: ModelContract) -> dict[str, Any]:
-    tensor = {"type": "object", "required": ["name", "shape", "datatype"], "properties": {"name": {"enum": list(model.allowed_outputs)}}}
-    return {"type": "object", "required": ["model_name", "outputs"], "properties": {"outputs": {"type": "array", "items": tensor}}}

@@ -224,15 +224,16 @@ def configure_logging(format: str = "json", *, level: str = "INFO", stream: io.T
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True), _without_scores,
+        structlog.processors.format_exc_info,  # here, where the exception is: lines are written in another thread
     ]  # fmt: skip
-    render: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    if format == "console":  # it prints tracebacks itself
-        render = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    render: Any = structlog.processors.JSONRenderer()
+    if format == "console":  # its own tracebacks would show every local variable: queries, scores, keys
+        render = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
     written = logging.StreamHandler(stream)
     written.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
     structlog.configure(
