@@ -14,6 +14,7 @@ from sameguard.evaluation.report import to_html, write_report
 from sameguard.evaluation.results import read_results
 from sameguard.evaluation.run import Order, evaluate, evaluate_exhibits
 from sameguard.evaluation.scenarios import OUTPUTS, SAME, TRIVIAL, AttackRow, Exhibit, Source, settings_of
+from sameguard.evaluation.stages import Laboratory
 from sameguard.evaluation.tables import markdown
 from sameguard.training import RunControl, TrainingPausedError
 
@@ -210,3 +211,20 @@ def test_our_markdown_becomes_html_and_is_escaped():
     assert '<tr class="group"><td><strong>group</strong></td><td></td></tr>' in html
     assert "<td><em>x</em></td><td>1</td>" in html
     assert "<ul>\n<li>one</li>\n<li>two</li>\n</ul>" in html
+
+
+def test_another_victim_on_the_same_data_gets_the_autoencoder_that_is_there(folder, outcomes):
+    trained = []
+    lab = Laboratory(folder, control=RunControl(progress=lambda event: trained.append(event.stage)))
+    stage = lab.fit_stage(replace(MINI, name="digits-twin"))
+    assert {"victim", "auxiliary"} <= set(trained)
+    assert "autoencoder" not in trained
+    assert "reconstructions" not in trained
+    first = lab.fit_stage(MINI)
+    assert stage.folder != first.folder
+    assert (stage.folder / "artefact" / "reconstruction.onnx").read_bytes() == (
+        first.folder / "artefact" / "reconstruction.onnx"
+    ).read_bytes()
+    trained.clear()
+    lab.fit_stage(replace(MINI, name="digits-longer", fit_epochs=3))
+    assert "autoencoder" in trained

@@ -22,7 +22,7 @@ from sameguard.data import Split, load
 from sameguard.detectors import SAME, AuxiliaryConfig, DiverseEnsemble, OutlierExposure, PlainAutoencoder, preset
 from sameguard.detectors.exposure import default_fit
 from sameguard.errors import SameguardError
-from sameguard.evaluation.cache import Cache, Stage, save_weights, weights_digest, write_text
+from sameguard.evaluation.cache import RECORD, Cache, Stage, save_weights, source_digest, weights_digest, write_text
 from sameguard.evaluation.metrics import accuracy
 from sameguard.evaluation.roles import Roles, digest_of, foreign_data, roles_of
 from sameguard.evaluation.scenarios import ENSEMBLE, OUTLIER, AttackRow, Setting
@@ -204,8 +204,8 @@ class Laboratory:
         reused = self._take_over(
             setting, stage, f"artefact-{self.seed}.work" if variant == DEFAULT else f"artefact-masked_auxiliary-{self.seed}.work"
         )
-        if variant != DEFAULT and reused is None:
-            _share_autoencoder(self.fit_stage(setting).work, stage.work)
+        if reused is None:
+            _share_autoencoder(self.fit_stage(setting).work if variant != DEFAULT else self._fit_of_another_victim(stage), stage.work)
         with stage.making() as making:
             same = SAME(
                 roles.contract, roles.classes, preset_name=setting.preset, score=ScoreConfig(), auxiliary_config=auxiliary, share=share
@@ -221,6 +221,16 @@ class Laboratory:
             if manifest is not None and manifest.exists():
                 making.facts |= {"reused": str(reused), "seconds": json.loads(manifest.read_text())["fit"]["seconds"]}
         return stage
+
+    def _fit_of_another_victim(self, stage: Stage) -> Path | None:
+        """Where a finished fit left the autoencoder that this one would train again: it knows no victim. Or None."""
+        makers = {source_digest((*FIT_SOURCES, architecture(name).source)) for name in RECIPES}
+        for path in sorted(self.cache.root.glob(f"fit-{DEFAULT}-*/{RECORD}")):
+            known = Stage(path.parent, {}).record
+            same = known["sources"] in makers and known["inputs"]["train"] == stage.known["inputs"]["train"]
+            if same and all(known["settings"][name] == stage.known["settings"][name] for name in ("autoencoder", "fit", "preset")):
+                return path.parent / "work"
+        return None
 
     def fit_configs(self, setting: Setting, variant: str) -> tuple[FitConfig, AuxiliaryConfig]:
         """Training of the autoencoder and of the auxiliary model."""
@@ -371,10 +381,16 @@ def stage_artefact(variant: str, seed: int) -> str:
     return f"artefact-{seed}" if variant == DEFAULT else f"artefact-masked_auxiliary-{seed}"
 
 
-def _share_autoencoder(source: Path, target: Path) -> None:
-    """A second fit begins with the first one's autoencoder and the victim's answers: both are the same by definition."""
+def _share_autoencoder(source: Path | None, target: Path) -> None:
+    """A second fit on the same data begins with the first one's autoencoder and what it made of the data: both are the same by definition.
+
+    The victim's answers carry a seal of the victim and are made again for another one.
+    """
+    if source is None:
+        return
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("autoencoder.checkpoint", "answers.npy", "data.sha256", "victim.sha256"):
+    kept = ("autoencoder.checkpoint", "data.sha256", "answers.npy", "answers.sha256", "reconstructions.npy", "reconstructions.sha256")
+    for name in kept:
         if (source / name).exists() and not (target / name).exists():
             shutil.copy(source / name, target / name)
 
