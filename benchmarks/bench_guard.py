@@ -82,13 +82,22 @@ async def closed_loop(url: str, rows: int, connections: int, requests: int) -> t
 
 
 def cost_of_passing() -> dict[str, object]:
-    with process("stub") as (stub_pid, stub), process("guard", "open", stub) as (guard_pid, guard):
-        asyncio.run(closed_loop(guard, 12, CONNECTIONS, 300))
-        ratios, rates, direct_rates = [], [], []
+    """The guard's CPU against the stub's, and beside it that of a bare relay on the same libraries: what no guard of this kind can go below."""
+    with (
+        process("stub") as (stub_pid, stub),
+        process("relay", stub) as (relay_pid, relay),
+        process("guard", "open", stub) as (guard_pid, guard),
+    ):
+        for url in (relay, guard):
+            asyncio.run(closed_loop(url, 12, CONNECTIONS, 300))
+        ratios, relay_ratios, rates, direct_rates = [], [], [], []
         for _ in range(REPEATS):
             before = cpu_seconds(stub_pid)
             direct_rate, _ = asyncio.run(closed_loop(stub, 12, CONNECTIONS, REQUESTS))
             direct = cpu_seconds(stub_pid) - before
+            before = cpu_seconds(relay_pid)
+            asyncio.run(closed_loop(relay, 12, CONNECTIONS, REQUESTS))
+            relay_ratios.append((cpu_seconds(relay_pid) - before) / direct)
             before = cpu_seconds(guard_pid)
             rate, _ = asyncio.run(closed_loop(guard, 12, CONNECTIONS, REQUESTS))
             ratios.append((cpu_seconds(guard_pid) - before) / direct)
@@ -96,6 +105,12 @@ def cost_of_passing() -> dict[str, object]:
             direct_rates.append(direct_rate)
     return {
         "guard_cpu_over_stub_cpu": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "n": REPEATS},
+        "relay_cpu_over_stub_cpu": {
+            "median": statistics.median(relay_ratios),
+            "lowest": min(relay_ratios),
+            "highest": max(relay_ratios),
+            "n": REPEATS,
+        },
         "stub_cpu_ms_per_request": 1000 * direct / REQUESTS,
         "requests_per_second": {"direct": statistics.median(direct_rates), "through_the_guard": statistics.median(rates)},
     }

@@ -1,12 +1,16 @@
-"""The processes that bench_guard.py measures: a model server stub, and guards with stand-in scorers. Prints its port, runs until killed.
+"""The processes that bench_guard.py measures: a model server stub, a relay, and guards with stand-in scorers. Prints its port, runs until killed.
 
 python benchmarks/guard_processes.py stub
+python benchmarks/guard_processes.py relay UPSTREAM_URL
 python benchmarks/guard_processes.py guard open|real|slow UPSTREAM_URL
 """
 
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import aiohttp
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -79,6 +83,34 @@ def stub() -> Starlette:
     )
 
 
+def relay(upstream: str) -> Callable[..., Awaitable[None]]:
+    """The least that a proxy on the same libraries can do: it reads a body, sends it on with aiohttp, and sends the answer back."""
+    session: aiohttp.ClientSession | None = None
+
+    async def app(
+        scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        nonlocal session
+        if scope["type"] != "http":
+            return
+        if session is None:
+            session = aiohttp.ClientSession(auto_decompress=False)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        headers = {name.decode(): value.decode() for name, value in scope["headers"] if name not in (b"host", b"content-length")}
+        async with session.post(upstream + scope["path"], data=body, headers=headers) as answer:
+            content = await answer.read()
+            kept = [
+                (name.lower().encode(), value.encode()) for name, value in answer.headers.items() if name.lower() not in ("date", "server")
+            ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": kept})
+        await send({"type": "http.response.body", "body": content})
+
+    return app
+
+
 def guard(kind: str, upstream: str) -> DataPlane:
     with demo_folder() as folder:
         settings = Settings(
@@ -107,7 +139,7 @@ def guard(kind: str, upstream: str) -> DataPlane:
 
 
 def main() -> None:
-    app = stub() if sys.argv[1] == "stub" else guard(sys.argv[2], sys.argv[3])
+    app = {"stub": stub, "relay": relay, "guard": guard}[sys.argv[1]](*sys.argv[2:])
     config = uvicorn.Config(app, port=0, http="h11", ws="none", log_config=None, access_log=False, proxy_headers=False)
     server = uvicorn.Server(config)
     startup = server.startup
