@@ -5,7 +5,6 @@
 It needs the training half; the guard that serves the result does not. One seed, toy data: it shows the flow, not how good SAME is.
 """
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sameguard.artifact import read_artifact, write_artifact
 from sameguard.calibration import calibrate
 from sameguard.contract import InputContract
 from sameguard.data import Split, load, split
@@ -46,8 +46,9 @@ def main() -> None:
         scorer.save(calibrate(scorer, benign.inputs, victim, 0.05))
         shutil.rmtree(OUT, ignore_errors=True)
         OUT.mkdir(parents=True)
-        weights = json.loads((made / "manifest.json").read_text())["files"]["weights.safetensors"]["file"]
-        shutil.copytree(made, OUT / "artefact", ignore=shutil.ignore_patterns(weights))
+        found = read_artifact(made)
+        served = {name: content for name, content in found.files.items() if name != "weights.safetensors"}
+        write_artifact(OUT / "artefact", found.manifest, served)
     example = torch.zeros(2, 1, 8, 8)
     torch.onnx.export(
         network.eval(), (example,), OUT / "victim.onnx", input_names=["digit"], output_names=["logits"],
@@ -59,6 +60,7 @@ def main() -> None:
         glyphs=(glyphs.inputs * 255).round().astype(np.uint8),
     )  # fmt: skip
     for path in sorted(OUT.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # other artefacts are secrets, this one comes with the package
         print(path.relative_to(OUT), path.stat().st_size)
 
 

@@ -3,11 +3,11 @@
     manifest.json         what everything is: contract, classes, score, thresholds, engine, roles of data, SHA-256 of each file and its own
     reconstruction.onnx   queries -> reconstructions and errors of each view, normalisation inside
     auxiliary.onnx        reconstructions -> the auxiliary model's logits
-    weights.safetensors   the same networks' weights, to go on training; serving does not read them
+    weights.safetensors   the same networks' weights, to go on training; serving does not read them, and an artefact may come without
     benign-<sha>.npz      fitted score statistics, calibration scores, digests of the roles, canary queries (after calibration)
 
 A new artefact is written beside its place and renamed. An existing one is changed by adding files and then replacing the manifest, in
-one rename, which is the commit. No file is pickled.
+one rename, which is the commit. No file is pickled. It is a secret: folder and files are for their owner only, from the first byte.
 """
 
 import hashlib
@@ -167,11 +167,10 @@ def write_artifact(directory: str | Path, manifest: dict[str, Any], files: dict[
     temporary = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))  # mode 0700
         for name, content in files.items():
             _write_file(temporary / name, content)
         _write_file(temporary / MANIFEST, _manifest_bytes(manifest, {name: (name, content) for name, content in files.items()}))
-        temporary.chmod(0o755)
         _swap(temporary, directory)
     except OSError as error:
         raise ArtifactError(f"artefact {directory} could not be written: {error}; nothing was changed.") from error
@@ -249,6 +248,7 @@ def _replace_file(path: Path, content: bytes) -> None:
 
 def _write_file(path: Path, content: bytes) -> None:
     try:
+        path.touch(0o600)
         with path.open("wb") as file:
             file.write(content)
             file.flush()

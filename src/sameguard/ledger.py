@@ -2,8 +2,8 @@
 
 An attack is deterministic given the answers, so a run that died (endpoint gone, Ctrl-C, kill -9) is started again with the same seed: its
 first queries equal the recorded ones and cost nothing, and from the first new one it is live. The meter wraps the ledger, not the other
-way round: replayed queries count against the budget as they did the first time. One file, appended batch by batch; a batch that was cut
-off by a crash is dropped on reading. Power loss may cost the last batches, never their order.
+way round: replayed queries count against the budget as they did the first time. One file, for its owner only, appended batch by batch; a
+batch that was cut off by a crash is dropped on reading. Power loss may cost the last batches, never their order.
 """
 
 import hashlib
@@ -82,6 +82,7 @@ class Ledger:
         record = HEAD.pack(len(digests), self.classes, zlib.crc32(payload)) + payload
         if not self._size:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(0o600)
             record = self._head() + record
         mode = "r+b" if self._size else "wb"
         with self.path.open(mode, buffering=0) as file:

@@ -36,21 +36,54 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def call(*arguments: object):
+def call(*arguments: object, columns: int = 200):
     """As `sameguard audit` is called once it is registered; errors as the whole command turns them."""
     app = typer.Typer(cls=whole_app.info.cls, pretty_exceptions_enable=False)
     app.command("audit")(audit_command)
     app.command("other")(lambda: None)
-    return RUNNER.invoke(app, ["audit", *map(str, arguments)], env={"COLUMNS": "200"})
+    return RUNNER.invoke(app, ["audit", *map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
 def test_a_table_shows_the_last_requests(log):
     done = call(log)
     assert done.exit_code == 0, done.output
-    assert "2026-01-01 12:29:00" in done.output
+    assert "01-01 12:29:00  allow " in done.output
+    assert done.output.splitlines()[-1] == "the last 20 of 30 requests, from 2026-01-01 12:10:00 to 2026-01-01 12:29:00 UTC"
     assert "r-10" in done.output
     assert "r-9 " not in done.output  # twenty of thirty
     assert "r-9 " in call(log, "--tail", 25).output
+    assert "no request meets these conditions" in call(log, "--outcome", "denied").output
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_a_table_fits_its_terminal_and_cuts_nothing(tmp_path, columns):
+    """A batch and a single query, watched in shadow mode, a paid one, and one that was not understood, at their widest."""
+    path = tmp_path / "audit.jsonl"
+    written = AuditLog(AuditSettings(path=path))
+    for number, (verdict, outcome, status, more) in enumerate(
+        [
+            ("too-costly", "allow", 200, {"rows": 4096, "score": 0.000123456, "stage_a_score": 1.23456e-05}),
+            ("challenge", "allow", 200, {"rows": 1, "score": 1.2345e-05, "stage_a_score": 3.0}),
+            ("", "allow", 200, {"rows": 1, "level": 3, "proof": "valid"}),
+            ("", "denied", 400, {"rows": 0, "reason": "input-invalid"}),
+            ("refuse", "refuse", 403, {"rows": 1, "stage_a_score": 7.5}),
+        ]
+    ):
+        given = {"rows": 1} | more
+        rows = given.pop("rows")
+        decision = Decision(NOON, f"{number:024x}", "ab" * 32, "digits", "f" * 64, "d" * 64, rows, outcome, verdict, status, **given)
+        written.observe(decision, None)
+    written.close()
+    done = call(path, columns=columns)
+    assert done.exit_code == 0, done.output
+    assert "…" not in done.output
+    lines = done.output.splitlines()
+    assert max(len(line.rstrip()) for line in lines[:-1]) <= max(80, columns)
+    words = done.output.split()
+    assert words.count("(1.235e-05)") == 1  # of a batch, stage A may have settled some row
+    for part in ("(too-costly)", "(challenge)", "0.0001235", "1.234e-05", "4096", "(7.5)", "level", "valid", "input-invalid", "abababab"):
+        assert part in words, part
+    assert ("000000000000000000000002" in words) == (columns >= 100)
 
 
 def test_json_is_a_record_a_line_and_filters_select(log):

@@ -53,6 +53,20 @@ def test_it_prints_a_table_with_remedies_and_no_problem_is_exit_code_0(upstream)
     assert done.stdout.splitlines()[-1].endswith(" unknown")
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_worst_comes_first_and_every_line_fits(upstream, columns):
+    done = RUNNER.invoke(app, ["doctor", "--upstream", upstream], env={"COLUMNS": columns})
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    verdicts = [line.split()[0] for line in lines if line.startswith(("problem", "warning", "unknown", "ok"))]
+    assert verdicts == sorted(verdicts, key=("problem", "warning", "unknown", "ok").index)
+    assert {"warning", "ok"} <= set(verdicts)
+    unwrapped = " ".join(" ".join(lines).split())
+    assert (
+        "door /v2/repository/index: open to control (405 to GET) -> restrict it (Triton: --http-restricted-api) or let nobody" in unwrapped
+    )
+
+
 def test_json_holds_the_same_findings(upstream):
     found = json.loads(call("--upstream", upstream, "--json").stdout)
     assert {"check", "verdict", "found", "remedy"} == set(found[0])
@@ -74,8 +88,8 @@ def test_a_problem_is_exit_code_1(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "must be given --config or --upstream, got both or neither"),
-        (("--config", "guard.yaml", "--upstream", "http://x"), "got both or neither"),
+        ((), "must be given --config or --upstream, got neither: give one"),
+        (("--config", "guard.yaml", "--upstream", "http://x"), "got both: give one"),
         (("--upstream", "ftp://x"), "--upstream is not valid: must be http://host"),
         (("--upstream", "http://127.0.0.1:1", "--dialect", "grpc"), "--dialect is not valid"),
         (("--upstream", "http://127.0.0.1:1", "--timeout", "0"), "--timeout must be positive"),

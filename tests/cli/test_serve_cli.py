@@ -22,6 +22,7 @@ from sameguard.artifact import write_artifact
 from sameguard.cli import app
 from sameguard.client import RemoteEndpoint
 from sameguard.runtime import Scorer
+from sameguard.server.audit_file import AuditFile
 from sameguard.server.demo_server import demo_contract, demo_folder
 
 RUNNER = CliRunner()
@@ -127,6 +128,43 @@ def test_what_would_not_start_is_not_called_valid(config, name):
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert KEY not in done.output
+
+
+def test_mistakes_of_different_parts_are_told_together(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call(
+        "--config", config, "--artifact", tmp_path / "none", "--check-config",
+        PROOFS__KEYS="one:zz", AUDIT__PATH=str(tmp_path / "file" / "log"), LISTEN__TRUSTED_PROXIES='["gateway"]',
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: the guard would not start:")
+    for sentence in ("proofs.keys must be kid:hex", "must hold a manifest.json", "audit.path", "listen.trusted_proxies"):
+        assert [line for line in done.stderr.splitlines() if line.startswith("  ") and sentence in line], done.stderr
+
+
+def test_a_decision_log_that_cannot_be_written_is_a_mistake_and_nothing_is_made(config, tmp_path):
+    (tmp_path / "folder").mkdir()
+    done = call("--config", config, "--check-config", AUDIT__PATH=str(tmp_path / "folder"))
+    assert done.exit_code == 2
+    assert f"audit.path {tmp_path / 'folder'} must be a file, got something else of this name" in done.stderr
+    new = tmp_path / "new" / "audit.jsonl"
+    assert call("--config", config, "--check-config", AUDIT__PATH=str(new)).exit_code == 0
+    assert not new.parent.exists()
+
+
+def test_a_decision_log_that_another_guard_holds_is_noted_by_a_check_and_stops_a_start(config, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    file = AuditFile(path, 2**20, 1)
+    try:
+        done = call("--config", config, "--check-config", AUDIT__PATH=str(path))
+        assert done.exit_code == 0
+        assert f"note: audit.path {path} is held by another guard" in done.stderr
+        done = call("--config", config, "--port", 0, "--admin-port", 0, AUDIT__PATH=str(path))
+        assert done.exit_code == 2
+        assert f"audit.path {path} must be written by one guard, and another one holds it" in done.stderr
+    finally:
+        file.close()
+    assert "note:" not in call("--config", config, "--check-config", AUDIT__PATH=str(path)).stderr
 
 
 def test_files_that_are_not_there_are_named(config, tmp_path):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from sameguard.artifact import read_artifact
 from sameguard.calibration import calibrate
 from sameguard.cli import app
 from sameguard.policies import ProofOfWork
 from sameguard.runtime import Scorer, engines
+from sameguard.server.demo_server import demo_folder
 
 
 def show(*arguments: object) -> str:
@@ -74,3 +76,43 @@ def test_an_artefact_of_an_engine_that_is_not_here_is_shown_all_the_same(calibra
     output = show(folder)
     assert "at most 10.00% of benign queries flagged" in output
     assert "bound to an engine that is not installed here" in output
+
+
+@pytest.fixture
+def bundled(tmp_path) -> Path:
+    """A copy of the demonstration's artefact, which comes without training weights."""
+    with demo_folder() as folder:
+        shutil.copytree(folder / "artefact", tmp_path / "artefact")
+    return tmp_path / "artefact"
+
+
+def test_the_bundled_artefact_is_shown_and_says_what_was_left_out_of_it(bundled):
+    assert "weights.safetensors" not in read_artifact(bundled).manifest["files"]
+    output = " ".join(show(bundled).replace("│", " ").split())
+    assert "left out: it serves and can be calibrated again, but its networks cannot be trained further" in output
+    assert "at most 5.00% of benign queries flagged" in output
+    assert f"artifact_digest: {read_artifact(bundled).manifest['sha256']}" in output  # whole, to be pinned
+
+
+def test_a_whole_artefact_says_nothing_of_weights_that_are_left_out(artifact_directory):
+    assert "left out" not in show(artifact_directory)
+
+
+@pytest.mark.parametrize("name", ["reconstruction.onnx", "auxiliary.onnx", "benign.npz"])
+def test_a_listed_file_that_is_missing_or_was_edited_is_not_shown(bundled, name):
+    path = bundled / name
+    whole = path.read_bytes()
+    for content, sentence in ((None, "is named in the manifest and missing"), (whole + b"x", "it was truncated or edited")):
+        path.unlink() if content is None else path.write_bytes(content)
+        done = CliRunner().invoke(app, ["show", str(bundled)])
+        assert done.exit_code == 2
+        assert sentence in done.output
+
+
+def test_a_manifest_from_which_a_file_was_struck_is_not_shown(bundled):
+    manifest = json.loads((bundled / "manifest.json").read_text())
+    del manifest["files"]["benign.npz"]
+    (bundled / "manifest.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(app, ["show", str(bundled)])
+    assert done.exit_code == 2
+    assert "it was edited" in done.output

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-import uvicorn
 from stub_guard import StubGuard, die_half_way, served
 from typer.testing import CliRunner
 
 from sameguard.artifact import read_artifact
 from sameguard.cli import app
 from sameguard.cli.client_proxy import client_proxy_command
-from sameguard.client import ClientConfig
+from sameguard.client import ClientConfig, proxy_serving
 from sameguard.contract import InputContract
 from sameguard.detectors.export import to_onnx
 from sameguard.protocol import ModelContract
@@ -156,8 +155,19 @@ def test_a_thief_who_does_not_pay_gets_less_and_the_table_says_on_what_the_copy_
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("--model", "cifar"), "tells nothing of a model 'cifar': check its name, or give classes"),
-        (("--model", "cifar", "--classes", 10), "must answer with probabilities, got status 404"),
+        (
+            ("--model", "cifar"),
+            "must tell the classes of model 'cifar', got no metadata of it in dialect oip: check the model's name and the",
+        ),
+        (
+            ("--model", "cifar", "--classes", 10),
+            "got status 404: not-found, there is no such door: check the model's name, 'cifar', and the",
+        ),
+        (
+            ("--model", "digits", "--dialect", "tf-serving"),
+            "in dialect tf-serving: check the model's name and the dialect (oip or plain-json?)",
+        ),
+        (("--model", "digits", "--dialect", "plain-json", "--classes", 10), "and the dialect, plain-json (oip or tf-serving?)"),
         (("--model", "digits", "--dialect", "grpc"), "--dialect must be one of oip, tf-serving, plain-json, got 'grpc'"),
         (("--model", "digits", "--output-name", "logits"), "must have an output 'logits', got ['scores']"),
         (("--model", "digits", "--header", "Key"), "--header must be NAME:VALUE or NAME:@FILE, in one line of ASCII, got one named 'Key'"),
@@ -198,7 +208,12 @@ def test_headers_go_with_every_request_and_their_values_may_lie_in_a_file(folder
 def started(monkeypatch):
     """Calls the command, and gives what it would have served."""
     runs = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **settings: runs.append((app, settings)))
+
+    async def not_served(app, host, port, concurrency, started):
+        started(port)
+        runs.append((app, host, port))
+
+    monkeypatch.setattr(proxy_serving, "serve_proxy", not_served)
     proxy = typer.Typer()
     proxy.command()(client_proxy_command)
 
@@ -211,14 +226,14 @@ def started(monkeypatch):
 def test_the_proxy_listens_on_loopback_unless_told_otherwise_and_says_what_that_means(started):
     done, runs = started("--upstream", "http://guard:8080")
     assert done.exit_code == 0, done.output
-    assert "127.0.0.1:8090 to http://guard:8080" in done.stderr
-    assert (runs[0][1]["host"], runs[0][1]["port"]) == ("127.0.0.1", 8090)
+    assert "http://127.0.0.1:8090 to http://guard:8080" in done.stderr
+    assert runs[0][1:] == ("127.0.0.1", 8090)
     done, runs = started("--upstream", "http://guard:8080", "--host", "0.0.0.0", "--port", 9000, "--header", "A: b")
     assert "warning: 0.0.0.0 is not loopback" in done.stderr
-    assert runs[1][1]["host"] == "0.0.0.0"
+    assert runs[1][1] == "0.0.0.0"
 
 
 def test_the_proxy_as_started_serves(started, server, url):
-    _, ((app, _),) = started("--upstream", url)
+    _, ((app, *_),) = started("--upstream", url)
     with served(app, lifespan="on") as proxy:
         assert call("attack", "noise", "--victim", proxy, "--model", "nobody", "--test", "digits", "--budget", 5).exit_code == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import json
 import threading
 from dataclasses import replace
@@ -12,6 +13,7 @@ from stub_guard import MODEL, Sleeps, StubGuard, die_half_way, problem, respond,
 
 from sameguard.client import (
     AnswerBook,
+    CallTooCostlyError,
     ClientConfig,
     EndpointUnavailableError,
     InvalidChallengeError,
@@ -91,16 +93,33 @@ def test_who_does_not_pay_is_refused(guard, reach):
     assert (endpoint.rows.refused, endpoint.rows.unpaid, endpoint.rows.answered) == (4, 4, 16)
 
 
-def test_a_refused_batch_is_refused_whole_unless_halves_are_asked_for(guard, reach):
+def test_one_refused_row_does_not_cost_the_others_of_its_batch_their_answers_unless_told_so(guard, reach):
     guard.suspicion = "reject"
-    whole = reach().query(MIXED)
-    np.testing.assert_array_equal(whole.answered, np.zeros(20, bool))
-    assert guard.batches == [8, 8, 4]
-    split = reach(split_refused=True)
+    split = reach()
     found = split.query(MIXED)
     np.testing.assert_array_equal(found.answered, ~WHITE)
     np.testing.assert_allclose(found.probs[~WHITE], linear_victim().query(MIXED[~WHITE]).probs, atol=1e-7)
     assert (split.rows.refused, split.rows.splits) == (4, 3 + 5 + 2)
+    guard.heard.clear()
+    whole = reach(split_refused=False).query(MIXED)
+    np.testing.assert_array_equal(whole.answered, np.zeros(20, bool))
+    assert guard.batches == [8, 8, 4]
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_neither_does_a_row_that_is_not_paid_for(reach, split):
+    endpoint = reach(config={"solve": False}, split_refused=split)
+    np.testing.assert_array_equal(endpoint.query(MIXED).answered, ~WHITE if split else np.zeros(20, bool))
+    assert endpoint.rows.unpaid == (4 if split else 20)
+
+
+def test_a_call_ends_where_all_its_challenges_together_take_too_long(guard, reach):
+    guard.work = 2**26
+    endpoint = reach(config={"solving": SolveLimits(max_seconds=0.01, call_seconds=0.025)})
+    with pytest.raises(CallTooCostlyError, match=r"challenges of one call must be solved within 0.025 s in all, got .* and 0 solved"):
+        endpoint.query(MIXED)
+    assert 1 <= endpoint.traffic.unsolved <= 3  # a busy machine is over its time sooner
+    assert endpoint.query(SMOOTH).answered.all()  # another call, another purse
 
 
 def test_a_batch_that_is_too_costly_is_split_and_its_order_kept(guard, reach):
@@ -147,7 +166,12 @@ def test_a_hostile_challenge_stops_the_run(guard, reach):
 @pytest.mark.parametrize(
     ("fault", "error", "sentence"),
     [
-        (problem("not-found", 404), UnexpectedAnswerError, "got status 404: not-found, about not-found"),
+        (
+            problem("not-found", 404),
+            UnexpectedAnswerError,
+            "got status 404: not-found, about not-found: check the model's name, 'digits', "
+            r"and the dialect, oip \(tf-serving or plain-json\?\)",
+        ),
         (respond(401, {}, b'{"error": "no such key"}'), UnexpectedAnswerError, "got status 401: no such key"),
         (respond(403, {}, b"denied"), UnexpectedAnswerError, "got status 403: denied"),
         (respond(301, {"location": "/x"}), UnexpectedAnswerError, "redirects are not followed"),
@@ -161,6 +185,13 @@ def test_other_answers_stop_the_run_with_what_the_server_said(guard, reach, faul
     with pytest.raises(error, match=sentence):
         reach().query(SMOOTH)
     assert len(guard.heard) == 1
+
+
+def test_an_answer_is_bounded_as_it_comes_and_once_inflated(guard, reach):
+    for headers, body in (({}, b" " * 5000), ({"content-encoding": "gzip"}, gzip.compress(b" " * 5000))):
+        guard.faults.append(respond(200, headers, body))
+        with pytest.raises((UnexpectedAnswerError, InvalidVictimError), match=r"must (have|inflate to) at most (1,000|1000) bytes"):
+            reach(config={"response_bytes": 1000}).query(SMOOTH[:1])
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", "0.9"])
@@ -248,7 +279,7 @@ def test_a_victim_over_http_declares_what_the_server_gives_and_answers_probabili
 def test_a_guard_is_no_victim_to_fit_on(guard, reach, suspicion):
     guard.suspicion = suspicion
     victim = RemoteVictim(reach(config={"solve": False}))
-    with pytest.raises(InvalidVictimError, match=r"must answer every query, got 8 of 8 refused: this is a guard"):
+    with pytest.raises(InvalidVictimError, match=r"must answer every query, got 1 of 8 refused: this is a guard"):
         victim.answer(MIXED)
 
 
@@ -283,7 +314,9 @@ def test_another_model_than_the_contracts_is_refused_before_any_query(guard, url
 
 def test_a_server_without_metadata_is_taken_at_its_word_where_classes_are_given(guard, url):
     guard.metadata = None
-    with pytest.raises(ConfigurationError, match="tells nothing of a model 'digits': check its name, or give classes"):
+    with pytest.raises(
+        ConfigurationError, match=r"classes of model 'digits', got no metadata.*dialect \(tf-serving or plain-json\?\), or give"
+    ):
         RemoteEndpoint.discover(url, "digits", IMAGES)
     with RemoteEndpoint.discover(url, "digits", IMAGES, 3, output="probs", max_rows=8) as endpoint:
         assert endpoint.query(SMOOTH).answered.all()
@@ -291,7 +324,13 @@ def test_a_server_without_metadata_is_taken_at_its_word_where_classes_are_given(
 
 def test_metadata_that_cannot_be_read_or_had_are_an_error(guard, url):
     guard.metadata = {"inputs": 7}
-    with pytest.raises(InvalidVictimError, match=r"metadata at .*/v2/models/digits cannot be read: model metadata must give"):
+    with pytest.raises(
+        InvalidVictimError, match=r"metadata at .*/v2/models/digits cannot be read: model metadata must give.*Check the dialect, oip"
+    ):
+        RemoteEndpoint.discover(url, "digits", IMAGES)
+
+    guard.metadata = {"name": "x" * 2**20}
+    with pytest.raises(UnexpectedAnswerError, match=r"digits must have at most 1,048,576 bytes, got [0-9,]+ and more"):
         RemoteEndpoint.discover(url, "digits", IMAGES)
 
     async def broken(scope, receive, send):

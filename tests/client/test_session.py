@@ -11,12 +11,14 @@ import pytest
 from stub_guard import MODEL, Sleeps, StubGuard, die_half_way, never_answer, problem, respond, served
 
 from sameguard.client import (
+    CallTooCostlyError,
     ChallengeTooCostlyError,
     ClientConfig,
     EndpointUnavailableError,
     GuardSession,
     InvalidChallengeError,
     SolveLimits,
+    Spending,
     UnexpectedAnswerError,
 )
 from sameguard.errors import ConfigurationError
@@ -84,10 +86,10 @@ def test_a_proof_that_does_not_count_is_followed_by_a_request_for_a_new_challeng
 
 def test_a_guard_that_never_takes_a_proof_is_paid_a_bounded_number_of_times(guard, url):
     guard.store.redeem = lambda *_: _no()
-    posted = Posted(url, WHITE)
+    posted = Posted(url, WHITE, most_challenges=3)
     assert posted.reply.problem.kind == "proof-replayed"
-    assert posted.traffic.challenges == 2
-    assert len(guard.heard) == 4
+    assert posted.traffic.challenges == 3
+    assert len(guard.heard) == 6
 
 
 async def _no():
@@ -110,6 +112,73 @@ def test_absurd_and_endless_challenges_are_refused_with_the_reply_that_carried_t
     with pytest.raises(ChallengeTooCostlyError, match=r"must be solved within 0.02 s") as caught:
         Posted(url, WHITE, solving=SolveLimits(max_seconds=0.02))
     assert caught.value.reply.status == 402
+
+
+def test_what_one_call_spends_on_all_its_challenges_is_bounded_and_the_error_says_by_what(guard, url):
+    guard.work = 2**29
+    with pytest.raises(
+        CallTooCostlyError, match=r"solved within 0.02 s in all, got 0.0\d* s spent and 0 solved: ask for fewer rows"
+    ) as caught:
+        Posted(url, WHITE, solving=SolveLimits(max_seconds=60.0, call_seconds=0.02))
+    assert caught.value.reply.status == 402
+
+
+def test_a_guard_that_sets_challenge_after_challenge_is_paid_for_no_longer_than_a_call_may_take(guard, url):
+    guard.store.redeem = lambda *_: _no()
+    spending = Spending(seconds=600.0, solved=7)
+
+    async def post():
+        async with GuardSession(url) as session:
+            message = DIALECT.build_infer(ask(WHITE, MODEL))
+            await session.post(DIALECT.infer_path, message.headers, message.body, spending=spending)
+
+    with pytest.raises(CallTooCostlyError, match=r"within 600 s in all, got 600 s spent and 7 solved"):
+        asyncio.run(post())
+    assert len(guard.heard) == 1
+
+
+def test_what_was_spent_counts_for_the_whole_call(guard, url):
+    spending = Spending()
+
+    async def twice():
+        async with GuardSession(url) as session:
+            message = DIALECT.build_infer(ask(WHITE, MODEL))
+            for _ in range(2):
+                await session.post(DIALECT.infer_path, message.headers, message.body, spending=spending)
+            return session.traffic
+
+    traffic = asyncio.run(twice())
+    assert (spending.seconds, spending.solved) == (pytest.approx(traffic.solve_seconds), 2)
+
+
+def test_sessions_that_race_for_one_challenge_all_get_their_answers(guard, url):
+    """A guard gives the same principal the same challenge for the same query: one proof counts, the others are replays."""
+    issued = []
+    challenge = guard.challenge
+
+    def shared(bound, rows):
+        if not issued:
+            issued.append(challenge(bound, rows))
+        return issued[0]
+
+    guard.challenge = shared
+    redeem = guard.store.redeem
+
+    async def redeem_and_forget(*proof):
+        issued.clear()
+        return await redeem(*proof)
+
+    guard.store.redeem = redeem_and_forget
+
+    async def race():
+        async def one():
+            async with GuardSession(url) as session:
+                message = DIALECT.build_infer(ask(WHITE, MODEL))
+                return (await session.post(DIALECT.infer_path, message.headers, message.body)).status
+
+        return await asyncio.gather(*(one() for _ in range(5)))
+
+    assert asyncio.run(race()) == [200] * 5
 
 
 def test_solving_leaves_the_event_loop_free_and_stops_with_the_task_that_waits(guard, url):
@@ -265,7 +334,7 @@ def test_redirects_are_not_followed_and_cookies_not_kept(guard, url):
 
 def test_an_answer_that_is_too_large_is_not_read_to_its_end(guard, url):
     guard.faults.append(respond(200, {}, b"x" * 5000))
-    with pytest.raises(UnexpectedAnswerError, match="must have at most 1,000 bytes, got more"):
+    with pytest.raises(UnexpectedAnswerError, match=r"must have at most 1,000 bytes, got [0-9,]+ and more: ask for fewer rows"):
         Posted(url, response_bytes=1000)
 
 

@@ -159,9 +159,9 @@ def test_a_search_that_nobody_waits_for_ends_before_its_next_try():
         solve(FoundChallenge(issued().document, 120.0), stop=stop)
 
 
-@pytest.mark.parametrize("limits", [{"max_seconds": 0.0}, {"max_seconds": float("nan")}, {"memory_bytes": 0}])
+@pytest.mark.parametrize("limits", [{"max_seconds": 0.0}, {"max_seconds": float("nan")}, {"memory_bytes": 0}, {"call_seconds": 0.0}])
 def test_limits_must_leave_something(limits):
-    with pytest.raises(ConfigurationError, match="max_seconds and memory_bytes must be above 0"):
+    with pytest.raises(ConfigurationError, match="max_seconds, call_seconds and memory_bytes must be above 0"):
         SolveLimits(**limits)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sameguard.server.settings import Settings, read_settings
+from sameguard.server.settings import Settings
+from sameguard.server.settings_reading import read_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
@@ -64,12 +65,12 @@ def test_the_sample_settings_are_valid_and_begin_in_shadow_mode():
     settings = settings_of(DEPLOY / "guard.yaml")
     assert settings.mode == "shadow"
     assert settings.admin.host == "127.0.0.1"
-    assert settings.proofs.store.startswith("redis://redis:")
+    assert str(settings.proofs.shared_store).startswith("redis://redis:")
 
 
 def test_the_pods_settings_are_valid_and_the_upstream_is_on_loopback(pod_settings):
     assert pod_settings.upstream.url == "http://127.0.0.1:8000"
-    assert pod_settings.proofs.store == "redis://guarded-model-redis:6379/0"
+    assert pod_settings.proofs.shared_store == "redis://guarded-model-redis:6379/0"
     assert pod_settings.admin.host == "127.0.0.1"
 
 

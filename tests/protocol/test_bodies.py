@@ -9,17 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_samples import UNHURRIED
 
+from sameguard.contract import InputContract
 from sameguard.protocol import (
     BodyTooLargeError,
     InvalidRequestError,
     Limits,
+    ModelContract,
     UnsupportedMediaError,
     inflate,
     read_headers,
     travelling_headers,
 )
+from sameguard.protocol.dialect import checked_rows
 from sameguard.protocol.inflate import FREE_BYTES
 from sameguard.protocol.json_reading import JsonBudget, read_json, write_json
+from sameguard.protocol.tensors import array_from_bytes, array_from_json
 
 WIDE = JsonBudget(10**6, 10**6, 10**6)
 KEYS = st.text('ab":\\{[é,', max_size=3)
@@ -76,7 +80,7 @@ def test_objects_in_lists_of_lists_are_read_in_answers_and_refused_in_requests()
     [(b"[0,0,0,0]", "at most 2 values"), (b"[[],[]]", "at most 2 lists"), (b'{"a":{},"b":{}}', "at most 2 objects")],
 )
 def test_a_document_past_its_budget_is_refused_unread(text, message):
-    with pytest.raises(InvalidRequestError, match=f"JSON must hold {message} for this model, got more"):
+    with pytest.raises(InvalidRequestError, match=f"JSON must hold {message} for this model, got [0-9]+: send fewer rows"):
         read_json(text, JsonBudget(2, 2, 2))
 
 
@@ -195,3 +199,35 @@ def test_only_listed_headers_travel_on():
         "authorization": "Bearer x",
         "x-forwarded-for": "10.0.0.1",
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "sentence"),
+    [
+        ([1, "a", None], "FP32", "must be all numbers, got null and strings among them"),
+        ([-1, 300, 0], "UINT8", r"must lie in \[0, 255\], got -1 to 300"),
+        ([[1], 2, 3], "FP32", "lists of 1 at depth 2, got a value that is no list"),
+    ],
+)
+def test_a_refusal_of_data_names_what_was_found(data, datatype, sentence):
+    with pytest.raises(InvalidRequestError, match=sentence):
+        array_from_json(data, (3, 1), datatype)
+
+
+@pytest.mark.parametrize(
+    ("content", "datatype", "sentence"),
+    [
+        (b"\0\1\7", "BOOL", "must be bytes 0 and 1, got 7"),
+        (b"\5\0\0\0abc", "BYTES", "got a string of 5 bytes where 3 are left"),
+    ],
+)
+def test_a_refusal_of_bytes_names_what_was_found(content, datatype, sentence):
+    with pytest.raises(InvalidRequestError, match=sentence):
+        array_from_bytes(content, (3,), datatype)
+
+
+@pytest.mark.parametrize(("rows", "remedy"), [(0, "send at least one"), ("3", "send at least one"), (9, "send fewer rows at once")])
+def test_a_batch_of_another_size_is_told_what_to_do(rows, remedy):
+    model = ModelContract("m", InputContract.images(1, 2, 3), 3, max_rows=8)
+    with pytest.raises(InvalidRequestError, match=f"batch must hold 1 to 8 rows, got {rows!r}: {remedy}"):
+        checked_rows(rows, model)

@@ -55,7 +55,7 @@ REFUSED = {
     "single quotes": (GOOD.replace(b'"', b"'"), "strict JSON"),
     "empty body": (b"", "strict JSON"),
     "not an object": (b"[]", "request must be a JSON object, got a list"),
-    "200 000 levels": (b'{"inputs":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "at most 1124 lists|at most 10.. lists"),
+    "60 000 levels": (b'{"inputs":' + b"[" * 60_000 + b"]" * 60_000 + b"}", "at most 1124 lists|at most 10.. lists"),
     "1 100 objects deep": (b'{"a":' * 1100 + b"1" + b"}" * 1100, "at most 10.. objects"),
     "1 026 levels": (b'{"inputs":' + b"[" * 1026 + b"]" * 1026 + b"}", "at most 1024 levels deep"),
     # numbers
@@ -70,7 +70,7 @@ REFUSED = {
     "true": (numbers("true"), "must be all numbers"),
     "text": (numbers('"1"'), "must be all numbers"),
     "NaN as text": (numbers('"NaN"'), "must be all numbers"),
-    "list in flat data": (numbers("[1]"), "nested data must have the shape"),
+    "list in flat data": (numbers("[1]"), r"must have the shape \(1, 1, 2, 3\): lists of 1 at depth 1, got one of 6"),
     "object in flat data": (numbers('{"b64": "AAAA"}'), "must be all numbers"),
     "object behind a number": (numbers('0, {"b64": "AAAA"}'), "object where numbers belong"),
     "empty object in flat data": (numbers("{}"), "must be all numbers"),
@@ -80,15 +80,15 @@ REFUSED = {
     "negative shape": (request_with(shape=[-1, 1, 2, 3]), "batch must hold 1 to 4 rows, got -1"),
     "no rows": (request_with(shape=[0, 1, 2, 3], data=[]), "batch must hold 1 to 4 rows, got 0"),
     "too many rows": (request_with(shape=[5, 1, 2, 3], data=[0] * 30), "batch must hold 1 to 4 rows, got 5"),
-    "float shape": (request_with(shape=[1.0, 1, 2, 3]), "input shape must be"),
+    "float shape": (request_with(shape=[1.0, 1, 2, 3]), "input shape must be .*, got a list"),
     "truth value in the shape": (request_with(shape=[True, 1, 2, 3]), "input shape must be"),
-    "other shape of the same size": (request_with(shape=[1, 1, 3, 2]), "input shape must be"),
+    "other shape of the same size": (request_with(shape=[1, 1, 3, 2]), r"input shape must be \[rows, 1, 2, 3\], got \[1, 1, 3, 2\]"),
     "no batch axis": (request_with(shape=[1, 2, 3]), "input shape must be"),
     "flattened": (request_with(shape=[1, 6]), "input shape must be"),
     "no shape": (request_with(shape=...), "input shape must be"),
     "too few values": (request_with(data=[0.0] * 5), "must hold as many values"),
     "too many values": (request_with(data=[0.0] * 7), "must hold as many values"),
-    "ragged": (request_with(data=[[[[0, 0, 0], [0, 0, 0, 0]]]]), "nested data must have the shape"),
+    "ragged": (request_with(data=[[[[0, 0, 0], [0, 0, 0, 0]]]]), "lists of 3 at depth 4, got one of 4"),
     "nested otherwise": (request_with(data=[[0, 0, 0, 0, 0, 0]]), "nested data must have the shape"),
     "too deep": (request_with(data=[[[[[0], [0], [0]], [[0], [0], [0]]]]]), "must be all numbers"),
     "data is text": (request_with(data="000000"), "data must be a list, got '000000'"),
@@ -108,7 +108,7 @@ REFUSED = {
     "list as datatype": (request_with(datatype=["FP32"]), "input datatype must be FP32, got a list"),
     # data elsewhere than in the body
     "data beside binary_data_size": (request_with(parameters={"binary_data_size": 24}), "either data or binary_data_size, got both"),
-    "neither": (request_with(data=...), "either data or binary_data_size, got both or neither"),
+    "neither": (request_with(data=...), "either data or binary_data_size, got neither"),
     "binary_data_size without bytes": (request_with(data=..., parameters={"binary_data_size": 24}), "got 24 and 0 bytes there"),
     "shared memory": (
         request_with(data=..., parameters={"shared_memory_region": "r", "shared_memory_byte_size": 24}),
@@ -120,7 +120,7 @@ REFUSED = {
     "null as a parameter of the request": (GOOD[:-1] + b', "parameters": {"x": null}}', "request parameter 'x' is not understood"),
     "null as a size": (
         request_with(data=..., parameters={"binary_data_size": None}),
-        "either data or binary_data_size, got both or neither",
+        "either data or binary_data_size, got neither",
     ),
     "unknown parameter": (GOOD[:-1] + b', "parameters": {"sequence_id": 1}}', "request parameter 'sequence_id' is not understood"),
     "parameters as a list": (GOOD[:-1] + b', "parameters": []}', "request parameters must be a JSON object, got a list"),
@@ -215,10 +215,10 @@ def test_bytes_in_json_are_whole_numbers_from_0_to_255(text, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b'{"inputs":[' + b"{}," * 1_000_000 + b"{}]}", "must hold at most 10.. values for this model"),
-        (b'{"inputs":[' + b"0," * 2_000_000 + b"0]}", "must hold at most 10.. values for this model"),
-        (b"[" * 2_000_000, "must hold at most 10.. lists for this model"),
-        (b'{"a":' * 500_000, "must hold at most 10.. objects for this model"),
+        (b'{"inputs":[' + b"{}," * 30_000 + b"{}]}", "must hold at most 10.. values for this model"),
+        (b'{"inputs":[' + b"0," * 60_000 + b"0]}", "must hold at most 10.. values for this model"),
+        (b"[" * 100_000, "must hold at most 10.. lists for this model"),
+        (b'{"a":' * 20_000, "must hold at most 10.. objects for this model"),
     ],
 )
 def test_more_values_than_the_model_can_take_are_refused_before_they_are_allocated(body, message):
@@ -237,12 +237,14 @@ def test_gzip_bombs_and_large_bodies_are_413():
     dialect = OpenInference(MODEL)
     tracemalloc.start()
     try:
-        with pytest.raises(BodyTooLargeError, match=r"must inflate to at most 6[0-9]{6} bytes, got more") as refused:
+        with pytest.raises(BodyTooLargeError, match=r"must inflate to at most 1[0-9]{5} bytes, got more") as refused:
             dialect.parse_infer(bomb, {"content-encoding": "gzip"})
         assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
     finally:
         tracemalloc.stop()
     assert refused.value.status == 413
+    with pytest.raises(BodyTooLargeError, match=f"body must have at most {MODEL.request_limits.body_bytes} bytes, got 200000"):
+        dialect.parse_infer(b" " * 200_000, {})  # more than this small model can need
     with pytest.raises(BodyTooLargeError, match="body must have at most 100 bytes, got 101"):
         OpenInference(model_of(IMAGES, limits=Limits(body_bytes=100))).parse_infer(bytes(101), {})
 

@@ -67,8 +67,12 @@ def test_settings_that_open_a_second_door_are_refused(settings, message):
 
 
 def test_limits_and_paths_are_checked():
-    with pytest.raises(ConfigurationError, match="body_bytes and inflate_ratio must be at least 1, got 0 and 100"):
+    with pytest.raises(ConfigurationError, match="body_bytes, inflate_ratio and answer_bytes must be at least 1, got 0, 100 and"):
         Limits(body_bytes=0)
+    model = model_of(IMAGES, limits=Limits(body_bytes=2**30, answer_bytes=100))
+    assert model.request_limits.body_bytes == model.max_rows * model.row_values * 64 + 128 * 2**10
+    assert model.answer_limits.body_bytes == 100
+    assert model_of(IMAGES, limits=Limits(body_bytes=10)).request_limits.body_bytes == 10
     for path in ("predict", "/a//b", "/a/../b", "/a%2fb", "/", "/a?b"):
         with pytest.raises(ConfigurationError, match="plain-json path infer must be a plain absolute path"):
             PlainJsonPaths(infer=path)

@@ -50,8 +50,8 @@ def test_every_spelling_gives_the_canonical_array_and_that_array_goes_on(questio
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({}, "either instances or inputs, got both or neither"),
-        ({"instances": ROWS, "inputs": ROWS}, "either instances or inputs, got both or neither"),
+        ({}, "either instances or inputs, got neither"),
+        ({"instances": ROWS, "inputs": ROWS}, "either instances or inputs, got both"),
         ({"instances": ROWS, "signature_name": "embed"}, "signature_name must be 'serving_default' or absent, got 'embed'"),
         ({"instances": ROWS, "parameters": {}}, "no members besides inputs, instances, signature_name, got 'parameters'"),
         ([ROWS], "request must be a JSON object, got a list"),

@@ -13,7 +13,7 @@ from sameguard.server.proofs import Bound, IssuedChallenge, ProofKey, Proofs
 
 QUICK = Puzzle("PBKDF2/SHA-256", cost=2, seconds_per_try=1e-5)
 OLD, NEW, THIRD = (ProofKey(kid, bytes(np.random.default_rng(seed).integers(0, 256, 32, np.uint8))) for seed, kid in enumerate("abc"))
-BOUND = Bound("cifar10", "ab" * 32, bytes(range(32)))
+BOUND = Bound("cifar10", "ab" * 32, bytes(range(32)), "cd" * 8)
 CHARGE = Challenge(level=2, work=4)
 NOW = time.time() + 86_400.0  # altcha looks at the system's clock as well: to it, these challenges are young
 

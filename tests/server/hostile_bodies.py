@@ -115,8 +115,8 @@ def _shapes(raw: np.ndarray, contract: InputContract) -> Iterator[tuple[str, Var
         [2**63, *sides], [2**64 + 1, *sides], [-(2**63), *sides], [2**62, 4 * sides[0], *sides[1:]], [2**32, 2**32, 2**32, 2**32],
         [-1, *sides], [0, *sides], [1.0, *sides], [1.5, *sides], [True, *sides], ["1", *sides], [[1], *sides], [None, *sides], [1e300,
         *sides],
-        [2, *sides], [65, *sides], [64, *sides], [1, *sides, 1], [1, 1, *sides], sides, [1], [], [1, size, 1], [size], [1, 2, size // 2],
-        None, 1, "1", {}, {"0": 1}, True, [1, *reversed(sides), 7],
+        [2, *sides], [65, *sides], [64, *sides], [1, *sides, 1], [1, 1, *sides], sides, [1], [], [1, size, 1], [size], [1, size], [1, 2, size // 2],
+        [1, *reversed(sides)], None, 1, "1", {}, {"0": 1}, True, [1, *reversed(sides), 7],
     )  # fmt: skip
     for text, shape in {json.dumps(shape): shape for shape in shapes if shape != list(raw.shape)}.items():
         yield f"shape {text}", Variant(_text(raw, contract, shape=shape).encode())
@@ -143,7 +143,7 @@ def _structure(raw: np.ndarray, contract: InputContract) -> Iterator[tuple[str, 
     transposed = np.swapaxes(raw, 1, -1)
     yield "data: nested the other way round", Variant(_text(raw, contract, data=transposed.tolist()).encode(), wanted="either")
     for name, opening, closing in (("lists", "[", "]"), ("objects", '{"a":', "}")):
-        for depth in (1025, 200_000):
+        for depth in (1025, 20_000, 200_000):
             yield f"{depth} {name} deep", Variant((f'{{"inputs":{opening * depth}1{closing * depth}}}').encode())
     good = tensor_of(raw, contract)
     inputs = {

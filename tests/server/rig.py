@@ -14,6 +14,7 @@ import uvicorn
 from sameguard.protocol import OpenInference, ask
 from sameguard.server.app import DataPlane
 from sameguard.server.connection import bounded_protocol
+from sameguard.server.connection_limits import Connections
 from sameguard.server.decision import Decision, Evidence
 from sameguard.server.demo_server import DemoServer, demo_contract
 from sameguard.server.service import GuardService
@@ -117,8 +118,12 @@ def rigged(
         if before is not None:
             before(service)
         loop = asyncio.new_event_loop()
+        limits = service.settings.listen
+        among = Connections(
+            limits.connections, limits.peer_connections, is_trusted=service.identity.is_trusted, shed=service.connection_shed
+        )
         config = uvicorn.Config(
-            DataPlane(service), port=0, http=bounded_protocol(service.settings.listen), ws="none", lifespan="off",
+            DataPlane(service), port=0, http=bounded_protocol(limits, among), ws="none", lifespan="off",
             log_config=None, timeout_graceful_shutdown=5,
         )  # fmt: skip
         server = uvicorn.Server(config)

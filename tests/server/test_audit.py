@@ -80,7 +80,7 @@ def test_a_record_tells_everything_but_the_query(path):
     assert json.loads(line) == {
         "time": "2026-01-01T12:00:00.000+00:00", "unix": NOON, "request_id": "r-1", "principal": "a1b2c3d4e5f60718", "model": "digits",
         "artifact": "f" * 64, "digest": "d" * 64, "rows": 1, "stage_a_score": 0.25, "score": None, "level": 0, "work": 0, "outcome": "refuse",
-        "verdict": "refuse", "enforced": True, "status": 403, "reason": "", "proof": "", "cached": False, "degraded": "",
+        "verdict": "refuse", "enforced": True, "status": 403, "reason": "", "requests": 1, "proof": "", "cached": False, "degraded": "",
         "seconds": {"parse": 0.000512},
     }  # fmt: skip
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -285,7 +285,9 @@ def test_a_file_that_others_move_away_is_begun_again(path):
 
 def test_one_process_writes_one_log(path):
     log = log_of(path)
-    with pytest.raises(ConfigurationError, match=r"audit\.path .* must be a file that only this process writes"):
+    with pytest.raises(
+        ConfigurationError, match=r"audit\.path .* must be written by one guard, and another one holds it: give each a file"
+    ):
         log_of(path)
     log.close()
     log_of(path).close()

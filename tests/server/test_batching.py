@@ -150,6 +150,39 @@ def test_an_item_past_its_deadline_is_not_worked_on():
     assert with_batcher(scenario).batches == [[0], [2]]
 
 
+def test_an_item_is_told_at_its_deadline_while_everybody_is_at_work():
+    async def scenario(batcher, gate, clock):
+        working = await queued(batcher, 0)
+        await started(gate)
+        late = await queued(batcher, 1, rows=8, deadline=0.0)
+        with pytest.raises(DeadlineError, match="8 rows waited until their deadline"):
+            await late
+        assert not working.done()
+        assert batcher.waiting_rows == 0  # there is room again
+        kept = await queued(batcher, 2, rows=8)
+        gate.open.release(2)
+        assert await asyncio.gather(working, kept) == [0, 4]
+
+    assert with_batcher(scenario).batches == [[0], [2]]
+
+
+def test_a_deadline_means_nothing_to_what_is_at_work():
+    async def scenario(batcher, gate, clock):
+        first = await queued(batcher, 0)
+        await started(gate)
+        second = await queued(batcher, 1, deadline=0.05)
+        gate.open.release()
+        await started(gate)
+        clock.now = 1.0
+        late = asyncio.get_running_loop().time() + 0.06
+        while asyncio.get_running_loop().time() < late:
+            await asyncio.sleep(0)  # its timer goes off
+        gate.open.release()
+        assert await asyncio.gather(first, second) == [0, 2]
+
+    assert with_batcher(scenario).batches == [[0], [1]]
+
+
 @pytest.mark.parametrize(
     ("work", "error", "message"),
     [(lambda items: [1 / 0], ZeroDivisionError, "division"), (lambda items: [], RuntimeError, "one result for each of 1 items, got 0")],

@@ -154,6 +154,12 @@ def test_a_body_is_refused_or_the_model_server_decodes_what_was_scored(door, nam
     tried(door, VARIANTS[name])
 
 
+@pytest.mark.parametrize("value", [-0.0, 1e-45, 1e-38, 1.0 + 0.5 / 255, -0.4 / 255, 0.1 + 0.2])
+def test_what_is_nearly_on_the_grid_is_scored_as_it_is_sent_on(door, value):
+    tensor = tensor_of(raw_batch(DIGIT), DIGIT, data=[value, *raw_batch(DIGIT).ravel().tolist()[1:]])
+    tried(door, Variant(json.dumps({"inputs": [tensor]}).encode(), (), "passes"))
+
+
 CONTRACTS = {
     "bytes, channels last": InputContract.images(1, 4, 4, dtype="UINT8", layout="NHWC"),
     "normalised, flat": InputContract.images(1, 4, 4, layout="flat", mean=[0.4], std=[0.25]),
@@ -268,6 +274,7 @@ def test_what_connection_names_is_hop_by_hop(door):
         [("Guard-Proof", "a"), ("Guard-Proof", "a")],
         [(LENGTH, "0"), (LENGTH.lower(), "1")],
         [("X-A", "\x01")],
+        [("X-A", "b\0c")],
         [("X-A", "a\x0bb")],
         [("X-A", "b" * 17_000)],
         [(f"X-{number}", "b" * 100) for number in range(200)],
@@ -348,6 +355,7 @@ FRAMINGS = {
     "chunks with extensions": CHUNKED + chunked(GOOD, 100, b';a="b";' + MARK.encode()),
     "trailers": CHUNKED + chunked(GOOD, 500, trailers=b"X-Trailer: " + MARK.encode() + b"\r\nContent-Length: 5\r\nGuard-Proof: a\r\n"),
     "chunk sizes with zeros before": CHUNKED + b"0000%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD),
+    "the same length twice": head(f"Content-Length: {len(GOOD)}", f"Content-Length: {len(GOOD)}") + GOOD,
     "expectation": head("Expect: 100-continue", f"Content-Length: {len(GOOD)}") + GOOD,
     "an upgrade": head("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA", f"Content-Length: {len(GOOD)}") + GOOD,
     "a websocket": head("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA",
@@ -370,6 +378,11 @@ def test_a_body_in_too_many_pieces_is_refused():
         (answer,) = answers_in(exchanged(door.rig.url, CHUNKED + chunked(GOOD, 1)))
         assert answer.status == 400
         assert door.echo.seen == []
+
+
+def test_a_length_beyond_the_limit_is_refused_before_the_body_comes(door):
+    (answer,) = answers_in(exchanged(door.rig.url, head(f"Content-Length: {10**12}")))
+    assert answer.status == 413
 
 
 def test_nothing_of_all_this_was_a_failure_of_ours(door):

@@ -213,8 +213,28 @@ def test_a_server_that_does_not_answer_in_time_is_not_waited_for():
     assert "does not answer: " in by_check(asyncio.run(play()))["upstream"].found
 
 
-def test_a_server_that_is_not_ready_or_another_dialect_is_a_warning():
-    assert examined(Stub({"/v2/health/ready": 404}))["upstream"].verdict == "warning"
+@pytest.mark.parametrize(
+    ("dialect", "answers", "verdict", "found", "remedy"),
+    [
+        ("oip", {"/v2/health/ready": 503}, "warning", "/v2/health/ready answers 503: the guard waits", "check the model server"),
+        ("oip", {"/v2/health/ready": 404}, "warning", "/v2/health/ready answers 404", "check upstream.dialect and upstream.model"),
+        ("oip", {"/v2/health/ready": 404, "/v1/models/blur": {}}, "warning", "404", "it answers as tf-serving servers do"),
+        ("tf-serving", {}, "warning", "/v1/models/blur answers 404", "it answers as oip servers do"),
+        ("plain-json", {"/v2/health/ready": 404}, "ok", "no health door at /health (404)", "upstream.plain_json.health names another"),
+        ("plain-json", {}, "warning", "no health door at /health (404)", "it answers as oip servers do"),
+        ("plain-json", {"/health": 500}, "warning", "/health answers 500", "check upstream.plain_json.health"),
+    ],
+)
+def test_a_server_that_is_not_ready_or_speaks_another_dialect_is_told_with_its_remedy(dialect, answers, verdict, found, remedy):
+    async def play() -> list[Finding]:
+        async with served(Stub(answers)) as port:
+            upstream = UpstreamSettings.model_validate({"url": f"http://127.0.0.1:{port}", "model": "blur", "dialect": dialect})
+            return await run_doctor(upstream, ports={}, own_addresses=[])
+
+    finding = by_check(asyncio.run(play()))["upstream"]
+    assert finding.verdict == verdict
+    assert found in finding.found
+    assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize(("host", "verdict"), [("127.0.0.1", "ok"), ("0.0.0.0", "problem")])
@@ -290,10 +310,7 @@ def test_open_grpc_and_management_on_another_host_are_problems(monkeypatch):
 
 @pytest.fixture
 def guard(tmp_path) -> Path:
-    directory = write_blur_artifact(tmp_path / "guard")
-    for path in directory.iterdir():
-        path.chmod(0o600)
-    return directory
+    return write_blur_artifact(tmp_path / "guard")
 
 
 def deployed(guard: Path, stub: Stub | None = None, clock: Callable[[], float] = time.time, **settings: Any) -> dict[str, Finding]:

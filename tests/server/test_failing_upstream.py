@@ -97,10 +97,11 @@ def test_who_has_paid_for_a_failed_answer_passes_once_more(faulty_rig):
     assert asked(rig.url, query, proof)[0] == 402
 
 
-def test_a_model_server_that_keeps_failing_makes_the_guard_unready_until_it_is_back(faulty_rig, monkeypatch):
+@pytest.mark.parametrize("name", ["resets at once", "no JSON", "a redirect"])
+def test_a_model_server_that_keeps_failing_makes_the_guard_unready_until_it_is_back(name, faulty_rig, monkeypatch):
     monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.1)
     upstream, rig = faulty_rig
-    upstream.fault = FAULTS["resets at once"][0]
+    upstream.fault = FAULTS[name][0]
     for _ in range(3):
         asked(rig.url, DIGITS[:1])
     assert not rig.run(rig.service.readiness()).ready

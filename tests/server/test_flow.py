@@ -7,9 +7,12 @@ import urllib.request
 import numpy as np
 import pytest
 from honest_proofs import header_of, proof_of
+from processes import answer_of
 from rig import DEMO, INFER, demo_queries, infer_message, rigged
 
 from sameguard.protocol import read_problem
+from sameguard.server.demo_server import DemoServer
+from sameguard.server.replies import Reply
 from sameguard.server.scoring import LocalBackend, ScoringQueue
 from sameguard.server.settings import PolicySettings
 from sameguard.server.snapshot import make_policy
@@ -106,12 +109,25 @@ def test_a_coarsened_row_beside_a_challenged_one_has_no_price_together():
         verdicts = {}
         for glyph in (*GLYPHS, *DIGITS):
             asked(rig.url, glyph[None])
-        for item, decision in zip((*GLYPHS, *DIGITS), list(rig.noted.decisions), strict=True):
+        for item, decision in zip((*GLYPHS, *DIGITS), list(rig.noted.decisions), strict=False):
             verdicts.setdefault(decision.verdict, item)
         both = np.stack([verdicts["coarsen"], verdicts["challenge"]])
         status, _, body = asked(rig.url, both)
     assert status == 413
     assert read_problem(413, body).kind == "batch-too-costly"
+
+
+def test_a_proof_is_good_for_the_prices_that_it_was_charged_by():
+    """After a restart with dearer levels, over a shared store and with the same keys, an old proof is worth nothing."""
+    with rigged() as rig:
+        query = suspicious(rig.url)
+        proof = header_of(proof_of(json.loads(asked(rig.url, query)[2])["challenge"]))
+        snapshot, proofs = rig.service.snapshot, rig.service.settings.proofs
+        object.__setattr__(
+            snapshot, "policy", make_policy(PolicySettings(), proofs.model_copy(update={"worst_seconds": 1.0}), snapshot.scorer)
+        )
+        snapshot.__dict__.pop("prices", None)
+        assert read_problem(402, asked(rig.url, query, {"Guard-Proof": proof})[2]).kind == "proof-mismatch"
 
 
 def test_a_proof_buys_nothing_where_nothing_is_sold():
@@ -158,6 +174,19 @@ def test_shadow_answers_everything_and_notes_what_it_would_have_done():
     assert not any(decision.enforced for decision in rig.noted.decisions)
 
 
+def test_shadow_notes_the_price_that_nobody_pays():
+    with rigged() as rig:
+        asked(rig.url, suspicious(rig.url))
+    [charged] = {(decision.level, decision.work) for decision in rig.noted.decisions if decision.outcome == "challenge"}
+    with rigged(mode="shadow") as rig:
+        for glyph in GLYPHS:
+            asked(rig.url, glyph[None])
+    noted = {(decision.level, decision.work) for decision in rig.noted.decisions if decision.verdict == "challenge"}
+    assert charged in noted
+    assert (0, 0) not in noted
+    assert not any(decision.issued for decision in rig.noted.decisions)
+
+
 def test_a_roll_out_acts_on_its_share_of_principals_alone():
     with rigged(policy={"kind": "reject"}, rollout=0.5, identity={"header": "x-api-key"}) as rig:
         statuses = [asked(rig.url, GLYPHS[:8], {"X-Api-Key": f"key {number}"})[0] for number in range(24)]
@@ -180,6 +209,51 @@ def test_coarsened_answers_name_the_class_alone():
     body = found[outcomes.index("coarsen")][2]
     logits = np.frombuffer(body[-40:], "<f4")
     assert len(set(logits.tolist())) == 2
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_coarsened_answer_says_so_where_the_operator_wants_it(told):
+    with rigged(policy={"kind": "coarsen", "tell_coarsened": told}) as rig:
+        found = [asked(rig.url, glyph[None])[1].get("guard-action") for glyph in GLYPHS[:20]]
+    outcomes = [decision.outcome for decision in rig.noted.decisions]
+    assert {"allow", "coarsen"} >= set(outcomes)
+    assert found == ["coarsen" if told and outcome == "coarsen" else None for outcome in outcomes]
+
+
+def test_with_uniform_latency_the_model_server_is_asked_once_for_every_query():
+    with rigged(policy={"kind": "coarsen"}, uniform_latency=True, cache={"seconds": 0}) as rig:
+        before = rig.upstream.answered
+        for glyph in GLYPHS:
+            asked(rig.url, glyph[None])
+        assert rig.upstream.answered == before + len(GLYPHS)
+    settled = [decision for decision in rig.noted.decisions if "stage_b" not in decision.seconds]
+    assert {decision.outcome for decision in settled} == {"coarsen"}
+
+
+class Verbose(DemoServer):
+    """Its answers are mostly blanks."""
+
+    async def _replied(self, scope, receive) -> Reply:
+        reply = await super()._replied(scope, receive)
+        return Reply(reply.status, reply.headers, reply.body.ljust(4000)) if scope["method"] == "POST" else reply
+
+
+def test_an_answer_may_be_larger_than_a_request_may():
+    quiet = {"mode": "shadow", "canary": {"enabled": False}, "listen": {"body_bytes": 600}}
+    with rigged(Verbose(DEMO / "victim.onnx"), upstream={"binary": False}, **quiet) as rig:
+        assert asked(rig.url, DIGITS[:1])[0] == 200
+        assert asked(rig.url, DIGITS[:4])[0] == 413
+    with rigged(Verbose(DEMO / "victim.onnx"), upstream={"binary": False, "response_bytes": 3999}, **quiet) as rig:
+        assert asked(rig.url, DIGITS[:1])[0] == 502
+
+
+def test_a_request_has_no_more_text_than_its_model_can_need():
+    """64 rows of 64 numbers: 8 MiB of text would be blanks, or nonsense that costs its parser time."""
+    tensor = {"name": "digit", "datatype": "FP32", "shape": [64, 1, 8, 8], "data": DIGITS.ravel().tolist() + DIGITS[:14].ravel().tolist()}
+    with rigged(mode="shadow") as rig:
+        assert rig.service.settings.listen.body_bytes == 8 * 2**20
+        bodies = json.dumps({"inputs": [tensor]}, indent=8).encode(), b" " * 400_000 + b"{}"
+        assert [answer_of(rig.url + INFER, body, {"Content-Type": "application/json"})[0] for body in bodies] == [200, 413]
 
 
 def test_a_batch_that_costs_too_much_is_refused_for_its_size():

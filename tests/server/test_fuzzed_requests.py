@@ -200,16 +200,17 @@ def test_any_target_ends_in_a_declared_status(rig, echo, method, target, body):
     assert len(echo.seen) == before
 
 
+TENSOR = tensor_of(raw_batch(CONTRACT), CONTRACT)
+KEYS = [*TENSOR, "id", "inputs", "outputs", "parameters", "instances", "input", "signature_name", "digit", "b64", "x"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers(-(2**70), 2**70) | st.text(max_size=8) | st.just(raw_batch(CONTRACT).tolist()),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["instances", "inputs", "input", "signature_name", "digit",
-    "b64", "x"]), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=10,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("dialect", "path"), [("tf-serving", "/v1/models/digits:predict"), ("plain-json", "/predict")])
-def test_any_json_in_the_other_dialects_ends_in_a_refusal_or_in_what_was_scored(dialect, path):
+@pytest.mark.parametrize(("dialect", "path"), [("oip", INFER), ("tf-serving", "/v1/models/digits:predict"), ("plain-json", "/predict")])
+def test_any_json_ends_in_a_refusal_or_in_what_was_scored(dialect, path):
     echo = EchoUpstream(dialect)
     upstream = {"dialect": dialect}
     with (
@@ -224,6 +225,31 @@ def test_any_json_in_the_other_dialects_ends_in_a_refusal_or_in_what_was_scored(
 
         any_json()
         settled(rig, echo)
+
+
+def test_any_change_to_a_good_body_ends_in_a_refusal_or_in_what_was_scored(rig, echo):
+    @UNHURRIED
+    @given(st.sampled_from(sorted(TENSOR)), JSON)
+    def any_member(member: str, value: Any) -> None:
+        check([asked(rig.url, INFER, json.dumps({"inputs": [{**TENSOR, member: value}]}).encode(), [])])
+
+    @UNHURRIED
+    @given(st.integers(0, len(GOOD) - 1), st.sampled_from(list('{}[]",:0123456789eE+-. \\abN')))
+    def any_letter(place: int, letter: str) -> None:
+        check([asked(rig.url, INFER, GOOD[:place] + letter.encode() + GOOD[place + 1 :], [])])
+
+    @UNHURRIED
+    @given(
+        st.binary(max_size=300),
+        st.sampled_from([(), (LENGTH, "0"), (LENGTH, "17"), ("Content-Encoding", "gzip"), ("Content-Encoding", "deflate")]),
+    )
+    def any_bytes(body: bytes, header: tuple[str, ...]) -> None:
+        check([asked(rig.url, INFER, body, [header] if header else [])])
+
+    any_member()
+    any_letter()
+    any_bytes()
+    settled(rig, echo)
 
 
 def test_memory_stays_bounded_under_large_hostile_bodies(tmp_path):
@@ -244,7 +270,9 @@ def test_memory_stays_bounded_under_large_hostile_bodies(tmp_path):
     echo = EchoUpstream()
     with (
         echo.running() as url,
-        guard_process(url, tmp_path, MODE="shadow", CANARY__ENABLED="false", LISTEN__BODY_BYTES=str(2**20)) as guard,
+        guard_process(
+            url, tmp_path, MODE="shadow", CANARY__ENABLED="false", LISTEN__BODY_BYTES=str(2**20), LISTEN__MAX_ROWS="256"
+        ) as guard,
     ):
 
         def round_of_all() -> int:

@@ -56,6 +56,18 @@ def test_a_clock_that_is_set_back_leaves_no_future():
     assert list(history._minutes) == [int(clock.now // 60)]
 
 
+def test_a_refusal_that_is_only_repeated_shows_the_pictures_of_the_first():
+    history = history_of(thumbnails=True)
+    queries = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
+    history.observe(refused(digest="a" * 64), Evidence(queries, {"full": queries * 0}))
+    history.observe(refused(digest="a" * 64, cached=True), None)
+    history.observe(refused(digest="b" * 64, cached=True), None)
+    other, repeated, first = [recent.thumbnails for recent in history.view().recent]
+    assert repeated is first
+    assert first is not None
+    assert other is None
+
+
 def test_memory_is_bounded_whatever_comes():
     history = history_of(recent=5)
     for number in range(LAST_SCORES + 500):

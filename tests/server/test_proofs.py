@@ -60,7 +60,11 @@ def test_the_error_text_carries_the_whole_challenge():
 def test_the_challenge_tells_level_and_binding_and_nothing_of_a_score():
     document = made(boot_id="life").issue(CHARGE, BOUND, NOW).document
     digest = "sha-256=:" + base64.b64encode(BOUND.query_digest).decode() + ":"
-    assert document["parameters"]["data"] == {"d": digest, "m": "cifar10", "k": NEW.kid, "l": 2, "a": "ab" * 32, "b": "life"}
+    data = document["parameters"]["data"]
+    prices = data.pop("p")
+    assert data == {"d": digest, "m": "cifar10", "k": NEW.kid, "l": 2, "a": "ab" * 32, "b": "life"}
+    assert len(prices) == 16
+    assert prices != made(OLD).issue(CHARGE, BOUND, NOW).document["parameters"]["data"]["p"]  # told under a key
     assert set(document) == {"parameters", "signature"}
 
 
@@ -104,6 +108,7 @@ def test_the_solver_needs_the_drawn_number_of_tries_wherever_it_begins():
         (BOUND._replace(model="cifar100"), "another model"),
         (BOUND._replace(artifact_digest="cd" * 32), "another artefact"),
         (BOUND._replace(query_digest=bytes(32)), "another query"),
+        (BOUND._replace(prices="ef" * 8), "another price list"),
     ],
 )
 def test_a_proof_is_good_for_one_query_model_and_artefact(proof, other, detail):

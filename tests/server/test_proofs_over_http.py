@@ -54,7 +54,8 @@ class Sold:
 
     def bound(self, **changes: Any) -> Bound:
         digest = next(decision.digest for decision in self.rig.noted.decisions if decision.outcome == "challenge")
-        return Bound("digits", self.rig.service.snapshot.artifact_digest, bytes.fromhex(digest))._replace(**changes)
+        snapshot = self.rig.service.snapshot
+        return Bound("digits", snapshot.artifact_digest, bytes.fromhex(digest), snapshot.prices)._replace(**changes)
 
     def issued(self, *, at: float = 0.0, proofs: Proofs | None = None, **changes: Any) -> str:
         """A solved proof, by the guard's own keys unless others are given. at: seconds from now. changes: of what it is bound to."""
@@ -101,7 +102,7 @@ VALUES = (None, True, 0, 1, -1, 2**31, 2**64, 0.5, "", "0" * 32, "f" * 64, "PBKD
 EXAMPLE_PATHS = [
     *[("challenge", "parameters", name) for name in ("algorithm", "cost", "keyLength", "keyPrefix", "nonce", "salt", "keySignature",
     "expiresAt", "data")],
-    *[("challenge", "parameters", "data", name) for name in ("d", "m", "k", "l", "a", "b")],
+    *[("challenge", "parameters", "data", name) for name in ("d", "m", "k", "l", "a", "p", "b")],
     ("challenge", "parameters"), ("challenge", "signature"), ("challenge",), ("solution", "derivedKey"), ("solution",),
 ]  # fmt: skip
 
@@ -162,7 +163,8 @@ def test_a_proof_is_good_for_its_time_alone(sold):
     assert paid(sold.rig.url, sold.query, sold.issued(at=-ttl + 30)).status == 200
 
 
-def test_a_proof_is_good_for_its_query_model_and_artefact_alone(sold):
+def test_a_proof_is_good_for_its_query_model_artefact_and_prices_alone(sold):
+    check_refused(sold, sold.issued(prices="0" * 16), kind="proof-mismatch")
     check_refused(sold, sold.issued(model="other"), kind="proof-mismatch")
     check_refused(sold, sold.issued(artifact_digest="0" * 64), kind="proof-mismatch")
     check_refused(sold, sold.issued(query_digest=bytes(32)), kind="proof-mismatch")

@@ -1,13 +1,18 @@
 """Settings: one model for file, environment and flags; every mistake is named with the place that it came from."""
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from sameguard.errors import ConfigurationError
 from sameguard.server.keys import read_keys
-from sameguard.server.settings import ProofSettings, read_settings
+from sameguard.server.settings import ProofSettings, Settings, every_setting
+from sameguard.server.settings_reading import read_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = "artifact: guard\nupstream:\n  url: http://127.0.0.1:8000\n  model: digits\n"
 KEY = bytes(range(32)).hex()
 
@@ -48,6 +53,30 @@ def test_every_mistake_is_listed_with_its_place(tmp_path, monkeypatch):
 def test_what_is_missing_is_named():
     with pytest.raises(ConfigurationError, match=r"artifact \(missing\)[\s\S]*upstream \(missing\)"):
         read_settings(None, environment={})
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("listen: {prot: 1}", "listen.prot (PLACE): is no setting: did you mean port?"),
+        ("max_rows: 5", "max_rows (PLACE): is no setting: did you mean listen.max_rows?"),
+        ("cache: {zzz: 5}", "cache.zzz (PLACE): is no setting: cache has seconds, entries"),
+        ("upstream: {url: 'http://a', plain_json: {heath: /x}}", "upstream.plain_json.heath (PLACE): is no setting: did you mean health?"),
+        ("zzz: 1", "zzz (PLACE): is no setting: the top has artifact, artifact_digest, mode"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_names_that_are_known(tmp_path, text, remedy):
+    path = written(tmp_path, "artifact: a\n" + ("" if text.startswith("upstream") else "upstream: {url: 'http://a'}\n") + text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(path, environment={})
+    assert remedy.replace("PLACE", str(path)) in str(caught.value)
+
+
+def test_variables_values_and_contradictions_are_told_together(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"SAMEGUARD_LISTENN__PORT names no setting: did you mean listen\?[\s\S]*rollout"):
+        read_settings(written(tmp_path, GOOD + "rollout: 2\n"), environment={"SAMEGUARD_LISTENN__PORT": "1"})
+    with pytest.raises(ConfigurationError, match=r"needs admin\.token[\s\S]*needs audit\.path"):
+        read_settings(written(tmp_path, GOOD + "audit: {block: true}\nadmin: {host: 0.0.0.0}\n"), environment={})
 
 
 def test_a_variable_that_names_no_setting_is_a_mistake():
@@ -92,6 +121,23 @@ def test_secrets_are_never_shown(tmp_path):
     assert "[1, 2]" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shown", [repr, str, Settings.model_dump_json, lambda settings: str(settings.model_dump())])
+def test_a_stores_password_is_never_shown(tmp_path, shown):
+    text = GOOD + f"proofs:\n  keys: a:{KEY}\n  store: redis://user:hunter22@redis:6379\n"
+    settings = read_settings(written(tmp_path, text), environment={})
+    assert settings.proofs.shared_store == "redis://user:hunter22@redis:6379"
+    assert "hunter22" not in shown(settings)
+    assert "hunter22" not in shown(settings.model_copy(update={"mode": "enforce"}))
+
+
+def test_a_mistake_of_a_caller_in_python_shows_no_secret_either():
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(
+            {"artifact": "a", "upstream": {"url": "x"}, "proofs": {"store": "redis://:hunter22@x", "keys": "k:hunter22", "x": 1}}
+        )
+    assert "hunter22" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text", ["proofs:\n  key: a:SECRET\n", "proofs:\n  store: Redis://:SECRET@host\n", "upstream:\n  url: http://user:SECRET@host\n"]
 )
@@ -133,3 +179,39 @@ def test_keys_that_are_none_are_refused_without_being_shown(keys, match):
 def test_a_key_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="must be readable text"):
         read_keys(ProofSettings(keys_file=tmp_path / "none"))
+
+
+# ---------------------------------------------------------------------- docs/settings.md
+
+
+def test_the_reference_is_what_the_model_says():
+    tool = runpy.run_path(str(ROOT / "tools" / "settings_reference.py"))
+    document = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert tool["rewritten"](document) == document, "run tools/settings_reference.py"
+
+
+def test_the_reference_names_every_setting_its_variable_and_what_it_means():
+    document = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for setting in every_setting():
+        assert setting.field.description, setting.path
+        assert f"| `{setting.path}` | `{setting.variable}` |" in document
+
+
+@pytest.mark.parametrize("name", ["settings.md", "server.md"])
+def test_the_documents_examples_are_valid_settings(name, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        read_settings(written(tmp_path, block), environment={})
+
+
+def test_a_variable_as_the_reference_spells_it_is_read(monkeypatch):
+    monkeypatch.setenv("SAMEGUARD_ARTIFACT", "guard")
+    monkeypatch.setenv("SAMEGUARD_UPSTREAM__URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("SAMEGUARD_UPSTREAM__PLAIN_JSON__HEALTH", "/healthz")
+    monkeypatch.setenv("SAMEGUARD_LISTEN__TRUSTED_PROXIES", '["10.0.0.0/8"]')
+    monkeypatch.setenv("SAMEGUARD_QUOTA", '{"rows_per_minute": 600}')
+    settings = read_settings()
+    assert settings.upstream.plain_json.health == "/healthz"
+    assert settings.listen.trusted_proxies == ("10.0.0.0/8",)
+    assert settings.quota.rows_per_minute == 600

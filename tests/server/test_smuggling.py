@@ -149,6 +149,7 @@ OPINIONS = {
     "HTTP/2.0", "HTTP/9.9", "http/1.1", "HTTP/1.10", "ICAP/1.0", "HTTP/01.1")},
     "HTTP/0.9": f"GET {INFER}\r\n\r\n".encode(),
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
+    "a TLS greeting": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n",
     "blank lines before": b"\r\n" * 5 + head("Content-Length: 0"),
     "a large header": head("X-A: " + "b" * 1_000_000),
     "many headers": head(*["X-A: b"] * 50_000),

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from sameguard.cli.remote import (
     BATCH_ROWS,
+    CALL_SECONDS,
     HTTP,
     DialectOption,
     HeaderOption,
@@ -47,15 +49,15 @@ from sameguard.victim import BlackBox
 def attack_command(
     name: Annotated[str, typer.Argument(metavar="ATTACK", help="knockoff, jbda, dfme ...: an unknown name prints them all.")],
     victim: VictimOption,
-    budget: Annotated[int, typer.Option(min=1, help="Queries that the thief may send.")],
+    budget: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that the thief may send.")],
     test: Annotated[
         str, typer.Option("--test", metavar="NAME|PATH", help="Labelled data of the victim's kind: what the stolen model is judged on.")
     ],
     proxy: Annotated[str | None, typer.Option("--proxy", metavar="NAME|PATH", help="The thief's images of another kind.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="NAME|PATH", help="The thief's few natural images (JBDA).")] = None,
-    seed_count: Annotated[int, typer.Option(min=1, help="How many of them JBDA starts from.")] = 200,
+    seed_count: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them JBDA starts from.")] = 200,
     labels: Annotated[str, typer.Option(help="soft: learn from probabilities; hard: from the class alone.")] = "soft",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the substitute's training.")] = 60,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of the substitute's training.")] = 60,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the attack, such as step=0.05.")
     ] = None,
@@ -68,7 +70,7 @@ def attack_command(
     dtype: DtypeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda, for attacks that train a generator.")] = "cpu",
     ledger: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file: the same command goes on from it after a crash.")
@@ -84,8 +86,14 @@ def attack_command(
         ),
     ] = None,
     solve_seconds: Annotated[
-        float, typer.Option(min=0, help="Seconds to spend on a proof of work; 0 never pays.", rich_help_panel=HTTP)
+        float, typer.Option(metavar="SECONDS", min=0, help="Seconds to spend on a proof of work; 0 never pays.", rich_help_panel=HTTP)
     ] = 60.0,
+    call_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.001, help="Seconds to spend on all proofs of one batch of the thief's.", rich_help_panel=HTTP
+        ),
+    ] = CALL_SECONDS,
     model: ModelOption = "model",
     dialect: DialectOption = "oip",
     output_name: OutputNameOption = None,
@@ -100,7 +108,7 @@ def attack_command(
     Example: sameguard attack knockoff --victim model.onnx --proxy femnist-digits --budget 1000 --test mnist
     """
     try:
-        from sameguard.cli.progress import stage_bars
+        from sameguard.cli.progress import said_meanwhile, stage_bars
         from sameguard.detectors import default_auxiliary
         from sameguard.evaluation.attack_kinds import Belongings, attack_kind, make_attack
         from sameguard.networks import predict_logits
@@ -110,14 +118,18 @@ def attack_command(
     attack_kind(name)  # an unknown name is refused before data are read
     judged = load_split(test, data_root, "test", size)
     remote = RemoteOptions(
-        model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows, solve_seconds=solve_seconds
-    )
+        model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows,
+        solve_seconds=solve_seconds, call_seconds=call_seconds,
+    )  # fmt: skip
     told = {"layout": layout, "dtype": dtype, "mean": mean, "std": std}
     black_box = load_victim(victim, judged.raw.shape[1:], output=output, classes=classes, **told, remote=remote)
     judged_by = black_box if judge is None else _judge(judge, black_box, judged.raw.shape[1:])
     attacked = guard is None and isinstance(black_box, RemoteVictim)  # at its address, which may be a guard's
     config = FitConfig(epochs=epochs, batch_size=64, learning_rate=1e-3, weight_decay=1e-4, precision="fp32")
-    with stage_bars() as progress:
+    with stage_bars() as progress, ExitStack() as running:
+        progress.say(f"{name}: {budget:,} queries to {victim}")
+        if attacked:
+            running.enter_context(said_meanwhile(progress.say, lambda: _so_far(black_box.endpoint)))
         belongings = Belongings(
             lambda: default_auxiliary(black_box.contract.shape, black_box.classes),
             proxy=None if proxy is None else load_split(proxy, data_root, size=size),
@@ -161,6 +173,15 @@ def _answered_unpaid(url: str, victim: RemoteVictim, remote: RemoteOptions, quer
     unpaid = replace(remote, solve_seconds=0.0, batch_rows=1)
     with open_victim(url, victim.contract, unpaid, output=victim.output, classes=victim.classes).endpoint as endpoint:
         return endpoint.query(queries)
+
+
+def _so_far(endpoint: RemoteEndpoint) -> str:
+    """For whoever waits: paying for one batch may take minutes."""
+    rows, traffic = endpoint.rows, endpoint.traffic
+    return (
+        f"so far: {traffic.requests:,} requests, {traffic.challenges:,} proofs of work in {traffic.cpu_seconds:,.0f} CPU seconds, "
+        f"{rows.answered:,} rows answered, {rows.refused:,} refused"
+    )
 
 
 def _cost(endpoint: RemoteEndpoint) -> dict[str, int | float]:

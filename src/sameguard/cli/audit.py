@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,21 @@ from rich.table import Table
 from rich.text import Text
 
 from sameguard.errors import ConfigurationError
-from sameguard.server.audit_reading import AuditSummary, Record, read_audit, summarise
+from sameguard.server.audit_reading import MILD, AuditSummary, Record, read_audit, summarise
 
 TABLE_ROWS = 20
+NARROW, WIDE = 80, 100  # columns: a table is never narrower, so that no number is cut, and shows request ids from WIDE on
 SPAN = re.compile(r"(\d+)([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+COLUMNS: dict[str, dict[str, Any]] = {  # what matters most on the left; words may wrap, numbers do not
+    "time": {"no_wrap": True},
+    "outcome (verdict)": {"no_wrap": True},
+    "score": {"min_width": 9, "justify": "right"},
+    "rows": {"no_wrap": True, "justify": "right"},
+    "status": {"min_width": 13},
+    "principal": {"no_wrap": True},
+    "request": {"no_wrap": True},
+}
 TimeOption = "an ISO date or time (UTC unless it says otherwise), or how long ago: 30m, 2h, 7d."
 
 
@@ -42,7 +53,10 @@ def audit_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a record a line, or one summary.")] = False,
 ) -> None:
-    """Show what a guard decided, from its decision log. Exit code 1: the log has damaged lines, which were skipped.
+    """Show what a guard decided, from its decision log.
+
+    A table has the last requests, with their ids where the terminal is wide enough; --json has every field. The exit code is 1 where the log
+    has damaged lines, which are skipped.
 
     Example: sameguard audit audit.jsonl --since 24h --verdict refuse --summary
     """
@@ -59,16 +73,11 @@ def audit_command(
         digest=digest,
         request_id=request_id,
     )
-    limit = tail if as_json or summary or tail is not None else TABLE_ROWS
-    chosen = records if limit is None else deque(records, maxlen=limit)
-    if summary:
-        found = summarise(chosen)
-        typer.echo(json.dumps(asdict(found), indent=2)) if as_json else Console().print(_summary_table(found))
-    elif as_json:
-        for record in chosen:
-            typer.echo(json.dumps(record))
+    if summary or as_json:
+        chosen = records if tail is None else deque(records, maxlen=tail)
+        _print_summary(summarise(chosen), as_json) if summary else _print_lines(chosen)
     else:
-        Console().print(_table(chosen))
+        _print_table(records, tail or TABLE_ROWS)
     if records.damaged:
         typer.echo(f"{records.damaged} damaged lines were skipped.", err=True)
         raise typer.Exit(1)
@@ -85,22 +94,67 @@ def _moment(name: str, text: str, now: float) -> float:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _table(records: Any) -> Table:
-    table = Table("time", "request", "principal", "rows", "verdict", "outcome", "status", "score", "proof", "reason")
+def _print_lines(records: Iterable[Record]) -> None:
     for record in records:
+        typer.echo(json.dumps(record))
+
+
+def _print_summary(found: AuditSummary, as_json: bool) -> None:
+    typer.echo(json.dumps(asdict(found), indent=2)) if as_json else Console().print(_summary_table(found))
+
+
+def _print_table(records: Iterable[Record], limit: int) -> None:
+    numbered = deque(enumerate(records, 1), maxlen=limit)
+    last = [record for _, record in numbered]
+    console = Console(width=max(NARROW, Console().width))
+    if not last:
+        console.print("no request meets these conditions")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name, style in COLUMNS.items():
+        if name != "request" or console.width >= WIDE:
+            table.add_column(name, **style)
+    for record in last:
         cells = (
-            record["time"][:19].replace("T", " "), record["request_id"][:12], record["principal"][:12], record["rows"], record["verdict"],
-            record["outcome"], record.get("status", ""), _score(record), record.get("proof", ""), record.get("reason", ""),
+            _whole_time(record)[5:], _outcome(record), _score(record), record["rows"], _status(record), record["principal"][:8],
+            record["request_id"][:24],
         )  # fmt: skip
-        table.add_row(*[_printable(str(cell)) for cell in cells])
-    return table
+        table.add_row(*[_printable(str(cell)) for cell in cells[: len(table.columns)]])
+    console.print(table)
+    between = f"from {_whole_time(last[0])} to {_whole_time(last[-1])} UTC"
+    console.print(_printable(f"the last {len(last)} of {numbered[-1][0]:,} requests, {between}"), soft_wrap=True)
+
+
+def _whole_time(record: Record) -> str:
+    return record["time"][:19].replace("T", " ")
+
+
+def _outcome(record: Record) -> str:
+    """What the client got; in brackets what the policy said, where it was something else: in shadow mode, or outside the roll-out."""
+    verdict = record["verdict"]
+    return record["outcome"] if verdict in ("", record["outcome"]) else f"{record['outcome']} ({verdict})"
+
+
+def _status(record: Record) -> str:
+    """The HTTP status, and whatever explains it."""
+    level, proof = record.get("level"), record.get("proof")
+    parts = (
+        record.get("status"),
+        f"level {level}" if level else "",
+        record.get("reason"),
+        record.get("degraded"),
+        proof and f"proof {proof}",
+    )
+    return " ".join(str(part) for part in parts if part)
 
 
 def _score(record: Record) -> str:
-    """The whole score; in brackets stage A's, where it settled the matter."""
-    if record["score"] is not None:
-        return f"{record['score']:.4g}"
-    return "" if record["stage_a_score"] is None else f"({record['stage_a_score']:.4g})"
+    """The whole score; in brackets stage A's, where it settled the matter, or may have for some row of a batch."""
+    whole, early = record["score"], record["stage_a_score"]
+    parts = [] if whole is None else [f"{whole:.4g}"]
+    if early is not None and (whole is None or (record["rows"] > 1 and record["verdict"] not in MILD)):
+        parts.append(f"({early:.4g})")
+    return " ".join(parts)
 
 
 def _summary_table(found: AuditSummary) -> Table:
@@ -117,7 +171,7 @@ def _summary_table(found: AuditSummary) -> Table:
         )
     for part, quantiles in found.scores.items():
         line = ", ".join(f"{float(quantile):.0%}: {value:.4g}" for quantile, value in quantiles.items())
-        table.add_row(part.replace("_", " "), line or "none")
+        table.add_row({"stage_a_score": "stage-A score"}.get(part, part), line or "none")
     return table
 
 

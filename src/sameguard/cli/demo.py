@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the artefact and the picture.")] = Path("demo-output"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    budget: Annotated[int, typer.Option(min=1, help="Queries that the thief may send.")] = 1000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything random.")] = 0,
+    budget: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that the thief may send.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")] = False,
 ) -> None:
     """Fit SAME on handwritten digits, calibrate it, and watch a thief with and without the guard; needs no download.

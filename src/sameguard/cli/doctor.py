@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sameguard.errors import ConfigurationError
 from sameguard.server.doctor import VERDICTS, Finding, run_doctor
-from sameguard.server.settings import Settings, UpstreamSettings, read_settings
+from sameguard.server.settings import Settings, UpstreamSettings
+from sameguard.server.settings_reading import read_settings
 
+WORST_FIRST = ("problem", "warning", "unknown", "ok")
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "cyan"}
 
 
@@ -47,7 +49,7 @@ def doctor_command(
 
 def _what_to_probe(config: Path | None, upstream: str | None, model: str, dialect: str) -> tuple[UpstreamSettings, Settings | None]:
     if (config is None) == (upstream is None):
-        raise ConfigurationError("doctor must be given --config or --upstream, got both or neither.")
+        raise ConfigurationError(f"doctor must be given --config or --upstream, got {'neither' if config is None else 'both'}: give one.")
     if config is not None:
         settings = read_settings(config)
         return settings.upstream, settings
@@ -60,9 +62,18 @@ def _what_to_probe(config: Path | None, upstream: str | None, model: str, dialec
 
 
 def _print(findings: list[Finding]) -> None:
-    table = Table("check", "", "found", "remedy")
-    for finding in findings:
-        colour = COLOURS[finding.verdict]
-        table.add_row(escape(finding.check), f"[{colour}]{finding.verdict}[/]", escape(finding.found), escape(finding.remedy))
+    """The worst first; what is well in one line each."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for verdict in WORST_FIRST:
+        for finding in findings:
+            if finding.verdict == verdict:
+                table.add_row(Text(verdict, COLOURS[verdict]), _told(finding))
     Console().print(table)
     typer.echo(", ".join(f"{[finding.verdict for finding in findings].count(verdict)} {verdict}" for verdict in VERDICTS))
+
+
+def _told(finding: Finding) -> Text:
+    text = Text.assemble((finding.check, "bold"), f": {finding.found}")
+    return text.append(f"\n-> {finding.remedy}") if finding.remedy else text

@@ -26,10 +26,11 @@ def evaluate_command(
     out: Annotated[Path, typer.Option(help="Results folder: new, or one to go on with.")],
     scale: Annotated[str, typer.Option(help="tiny (digits, minutes), cpu (MNIST, CIFAR-10) or paper (for an accelerator).")] = "tiny",
     table: Annotated[
-        list[str] | None, typer.Option(help="1 to 4, or a name that the plan has (attacks, thieves, enforcement); repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="1 to 4, or a name that the plan has (attacks, thieves, enforcement); repeatable."),
     ] = None,
-    figure: Annotated[list[str] | None, typer.Option(help="1, 2, 4, 5, 6 or 7; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of fits and attacks; the victim stays the same.")] = 0,
+    figure: Annotated[list[str] | None, typer.Option(metavar="N", help="1, 2, 4, 5, 6 or 7; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of fits and attacks; the victim stays the same.")] = 0,
     data_root: RootOption = Path("data"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     time_budget: Annotated[
@@ -39,7 +40,8 @@ def evaluate_command(
         bool, typer.Option("--save-queries", help="Also write each attack's queries as .npz below OUT/queries.")
     ] = False,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="Output folder of benchmarks/real_data.py whose fit is taken over; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Output folder of benchmarks/real_data.py whose fit is taken over; repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the plan and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +48,7 @@ from sameguard.victim import BlackBox
 
 PAUSED = 75  # exit code of a fit that the time budget stopped: temporary, try again (EX_TEMPFAIL of sysexits.h)
 RateOption = Annotated[float, typer.Option("--rate", help="False-positive rate: the share of benign queries that may be flagged.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="auto (fastest that agrees), onnxruntime, openvino, openvino-bf16.")]
 
 
@@ -73,14 +76,14 @@ def fit_command(
     mean: MeanOption = None,
     std: StdOption = None,
     engine: EngineOption = "auto",
-    seed: int = 0,
+    seed: SeedOption = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile: about a minute first, then 1.05x to 1.25x.")] = False,
     time_budget: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly (exit code 75); --resume goes on.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of an interrupted fit.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Directory of checkpoints, default OUT.work.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Directory of checkpoints, for its owner only; default OUT.work.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artefact that is there.")] = False,
     model: ModelOption = "model",
     dialect: DialectOption = "oip",
@@ -125,6 +128,7 @@ def fit_command(
         **{name: value for name, value in changes.items() if value is not None},
         **({"warmup_epochs": min(detector.preset.fit.warmup_epochs, float(epochs))} if epochs is not None else {}),
     )  # fmt: skip
+    _make_work(work)
     with torch_backed.stage_bars() as bars:
         control = torch_backed.RunControl(
             work, resume, checkpoint_seconds, progress=bars, log=lambda message: typer.echo(message, err=True)
@@ -167,6 +171,16 @@ def _check_below_a_directory(option: str, path: Path) -> None:
         raise ConfigurationError(f"{option} {path} must be or lie below a directory, got the file {nearest}: choose another.")
 
 
+def _make_work(work: Path) -> None:
+    """Makes the directory of checkpoints, for its owner only. One that is there may be somebody's home: it keeps its mode, with a warning."""
+    work.mkdir(0o700, parents=True, exist_ok=True)
+    if os.name == "posix" and work.stat().st_mode & 0o077:
+        warnings.warn(
+            f"{work} can be read by others than its owner, and checkpoints, answers and reconstructions will lie there: chmod 700 {work}.",
+            stacklevel=2,
+        )
+
+
 def _epochs(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part)
@@ -199,7 +213,7 @@ def calibrate_command(
     engine: EngineOption = "auto",
     output: OutputOption = None,
     classes: ClassesOption = None,
-    seed: int = 0,
+    seed: SeedOption = 0,
     from_training_data: Annotated[
         bool, typer.Option("--from-training-data", help="Use --data whole although the victim trained on them: biased.")
     ] = False,

@@ -34,18 +34,22 @@ PathOption = Annotated[
     ),
 ]
 RequestsOption = Annotated[float | None, typer.Option("--requests-per-second", help="Ask no faster than this.", rich_help_panel=HTTP)]
-RowsOption = Annotated[int, typer.Option("--batch-rows", min=1, help="Queries in one request.", rich_help_panel=HTTP)]
+RowsOption = Annotated[int, typer.Option("--batch-rows", metavar="N", min=1, help="Queries in one request.", rich_help_panel=HTTP)]
 LedgerOption = Annotated[
     Path | None,
     typer.Option("--ledger", help="Keep every answer in this file: the same command asks no query twice.", rich_help_panel=HTTP),
 ]
 BATCH_ROWS = 64
+CALL_SECONDS = SolveLimits.call_seconds
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
 
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """What the options say. ledger: of a victim, whose answers are kept by query. solve_seconds: for one challenge, 0 never pays."""
+    """What the options say. ledger: of a victim, whose answers are kept by query. solve_seconds: for one challenge, 0 never pays.
+
+    call_seconds: for all challenges of one batch that is asked.
+    """
 
     model: str = "model"
     dialect: str = "oip"
@@ -56,9 +60,10 @@ class RemoteOptions:
     batch_rows: int = BATCH_ROWS
     ledger: Path | None = None
     solve_seconds: float = 0.0
+    call_seconds: float = CALL_SECONDS
 
     def config(self) -> ClientConfig:
-        paying = SolveLimits(self.solve_seconds) if self.solve_seconds else SolveLimits()
+        paying = SolveLimits(self.solve_seconds, call_seconds=self.call_seconds) if self.solve_seconds else SolveLimits()
         return ClientConfig(solve=self.solve_seconds > 0, solving=paying, requests_per_second=self.requests_per_second)
 
 
@@ -68,7 +73,7 @@ def is_url(spec: str) -> bool:
 
 def check_local(spec: str, options: RemoteOptions) -> None:
     """Raises ConfigurationError where options for victims over HTTP come with another one."""
-    plain = RemoteOptions(solve_seconds=options.solve_seconds)
+    plain = RemoteOptions(solve_seconds=options.solve_seconds, call_seconds=options.call_seconds)
     given = [field.name for field in dataclasses.fields(options) if getattr(options, field.name) != getattr(plain, field.name)]
     if given:
         names = ", ".join({"headers": "--header", "paths": "--path"}.get(name, "--" + name.replace("_", "-")) for name in given)

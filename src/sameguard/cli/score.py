@@ -105,10 +105,11 @@ def score_command(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
-    table = Table("queries", "flagged", "share", "threshold", "score 5 %", "50 %", "95 %")
+    table = Table("queries", "flagged", "share", "threshold", "score, 5 %", "median", "95 %")
     quantiles = [f"{value:.3g}" for value in summary["score_quantiles"].values()]
     table.add_row(str(len(flagged)), str(summary["flagged"]), f"{flagged.mean():.2%}", f"{threshold.value:.4g}", *quantiles)
     Console().print(table)
+    typer.echo(str(threshold))
     if out is not None:
         typer.echo(f"rows: {out}")
 
@@ -125,6 +126,7 @@ def _scored(scorer: Scorer, victim, queries: np.ndarray) -> dict[str, np.ndarray
 
 def _write(out: Path, rows: dict[str, np.ndarray]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch(0o600)  # a new file is for its owner only: scores of many queries tell a thief which of them pass
     if out.suffix == ".npz":
         np.savez_compressed(out, **rows)
         return
@@ -140,7 +142,7 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
 
     Example: sameguard show guard/
     """
-    read_artifact(artifact)  # verifies every file, the weights too, which serving does not read
+    read_artifact(artifact)  # verifies every file that the manifest lists, the weights too, which serving does not read
     scorer = _on_any_engine(artifact)
     manifest = scorer.manifest
     price, why_not = _price(scorer)
@@ -170,6 +172,8 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
         provider = manifest["provider"]
         table.add_row("bound to", f"{provider['engine']} {provider['version']}, {provider['precision']}")
         table.add_row("roles", ", ".join(f"{role} {count}" for role, count in manifest["roles"].items()) + " queries, disjoint by digest")
+    if "weights.safetensors" not in manifest["files"]:
+        table.add_row("weights", "left out: it serves and can be calibrated again, but its networks cannot be trained further")
     table.add_row("files", ", ".join(f"{entry['file']} ({entry['bytes']:,} bytes)" for entry in manifest["files"].values()))
     table.add_row("written by", f"sameguard {manifest['sameguard']}")
     if price is None:
@@ -177,6 +181,7 @@ def show_command(artifact: Annotated[Path, typer.Argument(help="Directory of the
     Console().print(table)
     if price is not None:
         Console().print(_price_table(price))
+    typer.echo(f"artifact_digest: {manifest['sha256']}")  # as the guard's settings pin it
 
 
 def _on_any_engine(artifact: Path) -> Scorer:

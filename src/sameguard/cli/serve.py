@@ -1,6 +1,7 @@
 """`sameguard serve`: the guard before a model server. Parsing and printing only."""
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sameguard.errors import ConfigurationError
-from sameguard.server.settings import Settings, read_settings
+from sameguard.server.settings import Settings
+from sameguard.server.settings_reading import read_settings
 
 
 def serve_command(
@@ -62,6 +64,9 @@ def _serve(settings: Settings) -> None:
 
 
 def _say_where(settings: Settings, data: str, admin: str | None) -> None:
+    """For people; a log in JSON has the same as an event, and is left as pure JSON where no terminal shows it."""
+    if settings.log == "json" and not sys.stderr.isatty():
+        return
     typer.echo(f"guard: {data} before {settings.upstream.url}, mode {settings.mode}, policy {settings.policy.kind}", err=True)
     if settings.mode == "shadow":
         typer.echo("shadow: everything is answered, and what enforcement would have done is logged. --mode enforce acts.", err=True)
@@ -70,19 +75,18 @@ def _say_where(settings: Settings, data: str, admin: str | None) -> None:
 
 
 def _check(settings: Settings) -> None:
-    """Everything that can be known without the model server and the store."""
-    from sameguard.server.identity import Identity
-    from sameguard.server.keys import make_proofs
-    from sameguard.server.snapshot import load_snapshot, policy_lines
+    from sameguard.server.checking import check_settings
+    from sameguard.server.snapshot import policy_lines
 
-    Identity(settings.identity, settings.listen.trusted_proxies)
-    make_proofs(settings.proofs, boot_id=None)
-    snapshot = load_snapshot(settings, binary_tensors=bool(settings.upstream.binary))
-    snapshot.queue.close()
+    snapshot, mistakes, notes = check_settings(settings)
+    if mistakes or snapshot is None:
+        raise ConfigurationError(mistakes[0] if len(mistakes) == 1 else "the guard would not start:\n  " + "\n  ".join(mistakes))
     typer.echo(f"settings are valid; artefact {snapshot.artifact_digest} on {snapshot.scorer.provider}")
     typer.echo(f"mode {settings.mode}, policy {settings.policy.kind}, before {settings.upstream.url} ({settings.upstream.dialect})")
     for line in policy_lines(snapshot.policy):
         typer.echo(f"  {line}")
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 async def _demo(stack: ExitStack, flags: dict[str, Any]) -> None:

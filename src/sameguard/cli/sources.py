@@ -114,6 +114,7 @@ def load_victim(spec: str, inputs_shape: tuple[int, ...], *, output: str | None,
         return open_victim(spec, made, remote, output=output, classes=classes, adopt=contract is None)
     check_local(spec, remote)
     if spec.endswith(".onnx"):
+        _check_there(spec)
         if contract is None:
             contract = contract_from(inputs_shape, layout or _onnx_layout(spec, inputs_shape), dtype or _onnx_dtype(spec), mean, std)
         return from_onnx(spec, contract, output=output or "logits", classes=classes)
@@ -204,6 +205,11 @@ def _count_classes(module: Any, contract: InputContract, spec: str) -> int:
     return int(found.shape[1])
 
 
+def _check_there(spec: str) -> None:
+    if not Path(spec).exists():
+        raise InvalidVictimError(f"victim file {spec} must exist, got none at {Path(spec).absolute()}.")
+
+
 def _onnx_layout(spec: str, shape: tuple[int, ...]) -> str | None:
     """The layout in which a graph takes images of this shape, where its input says so."""
     sides = _onnx_input(spec)[0]
@@ -221,8 +227,6 @@ def _onnx_dtype(spec: str) -> str | None:
 def _onnx_input(spec: str) -> tuple[tuple[Any, ...], str]:
     import onnxruntime
 
-    if not Path(spec).exists():
-        raise InvalidVictimError(f"victim file {spec} must exist, got none at {Path(spec).absolute()}.")
     try:
         graph_input = onnxruntime.InferenceSession(spec, providers=["CPUExecutionProvider"]).get_inputs()[0]
     except Exception as error:

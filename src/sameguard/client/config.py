@@ -12,15 +12,17 @@ from sameguard.errors import ConfigurationError
 class ClientConfig:
     """Settings of a `GuardSession`, and of whatever asks through one.
 
-    solve: pay with proofs of work; without it a challenge is a refusal. most_challenges: for one request, since a proof may come too late.
+    solve: pay with proofs of work; without it a challenge is a refusal. most_challenges: for one request, since a proof may come too late, or
+    another process with the same key may have spent the one for the same query first.
     solvers: challenges solved at once. attempts: how often a request is sent before an overloaded, silent or broken server is given up on.
     first_wait_seconds, longest_wait_seconds: between attempts; it doubles, a quarter of it by chance, and Retry-After lengthens it up to the
-    longest. requests_per_second: of this session, None for no limit. timeout_seconds: of one attempt. response_bytes: read at most.
+    longest. requests_per_second: of this session, None for no limit. timeout_seconds: of one attempt. response_bytes: of an answer at most, as
+    it comes and once inflated.
     """
 
     solve: bool = True
     solving: SolveLimits = field(default_factory=SolveLimits)
-    most_challenges: int = 3
+    most_challenges: int = 8
     solvers: int = 1
     attempts: int = 6
     first_wait_seconds: float = 0.5
@@ -28,7 +30,7 @@ class ClientConfig:
     requests_per_second: float | None = None
     timeout_seconds: float = 60.0
     connect_seconds: float = 10.0
-    response_bytes: int = 64 * 2**20
+    response_bytes: int = 16 * 2**20
     connections: int = 16
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@
     ├── EndpointUnavailableError    ConnectionError   no usable answer, however often it was asked
     ├── UnexpectedAnswerError       RuntimeError      an answer that asking again would not change
     ├── InvalidChallengeError       ValueError        a challenge that is none, or whose single tries cost too much
-    └── ChallengeTooCostlyError     TimeoutError      a challenge that was not solved in the time that the client spends
+    ├── ChallengeTooCostlyError     TimeoutError      a challenge that was not solved in the time that the client spends on one
+    └── CallTooCostlyError          TimeoutError      challenges that together take more than the client spends on one call
 
 Those about an answer carry it as `reply`, None where there was none.
 """
@@ -32,10 +33,17 @@ class InvalidChallengeError(SameguardError, ValueError):
 
 
 class ChallengeTooCostlyError(SameguardError, TimeoutError):
-    """The challenge was not solved in the time that this client spends on one. cpu_seconds: spent in vain."""
+    """The challenge was not solved in the time that this client spends on one. seconds, cpu_seconds: spent in vain."""
 
     reply: "Reply | None" = None
 
-    def __init__(self, message: str, cpu_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
         super().__init__(message)
+        self.seconds = seconds
         self.cpu_seconds = cpu_seconds
+
+
+class CallTooCostlyError(SameguardError, TimeoutError):
+    """The challenges of one call would take more than this client spends on it: what was answered before is lost with the call."""
+
+    reply: "Reply | None" = None

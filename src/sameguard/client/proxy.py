@@ -1,10 +1,12 @@
 """A proxy for one's own machine that pays: any client in any language talks to it as to the guard, and never sees a challenge.
 
-Requests and answers pass whole and unread; only the headers between two neighbours are dropped. What it cannot do, because it reads no
-tensors: split a batch. A 413 goes back to the client. It sends on whatever it is given, with its own headers: so it is for loopback, and
-refuses web pages, which could otherwise make the browser's machine work.
+Requests and answers pass whole and unread; only the headers between two neighbours are dropped. The exception is a batch that the guard
+takes in smaller parts only: the rows are sent in halves (`splitting`), in dialects that tell where the rows are. A client that goes away ends
+the work for it. The proxy sends on whatever it is given, with its own headers: so it is for loopback, and refuses web pages, which could
+otherwise make the browser's machine work.
 """
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -16,8 +18,9 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from sameguard.client.config import ClientConfig
-from sameguard.client.errors import ChallengeTooCostlyError, EndpointUnavailableError, InvalidChallengeError, UnexpectedAnswerError
+from sameguard.client.errors import EndpointUnavailableError, UnexpectedAnswerError
 from sameguard.client.session import GuardSession, Reply
+from sameguard.client.splitting import ask_splitting
 from sameguard.errors import ConfigurationError
 from sameguard.protocol import Problem
 
@@ -49,12 +52,13 @@ def create_proxy(
 ) -> Starlette:
     """The proxy as an ASGI application. headers: added to every request. body_bytes: of a request, at most.
 
-    hosts: names by which clients may call the proxy, which keeps out web pages that had theirs point here; None takes any.
+    hosts: names by which clients may call the proxy, which keeps out web pages that had theirs point here; None takes any. Its `state.stop()`
+    answers 503 to whatever is under way, for a server that is told to end; `state.traffic` are the session's counts.
 
     Raises ConfigurationError.
     """
     if body_bytes < 1:
-        raise ConfigurationError(f"body_bytes must be at least 1, got {body_bytes}.")
+        raise ConfigurationError(f"body_bytes must be at least 1, got {body_bytes}: it is the largest request.")
     session = GuardSession(upstream, headers=headers, config=config)
 
     @asynccontextmanager
@@ -62,8 +66,10 @@ def create_proxy(
         async with session:
             yield
 
-    app = Starlette(lifespan=lifespan, routes=[Mount("/", app=_Proxy(session, body_bytes, hosts))])
+    proxy = _Proxy(session, body_bytes, hosts)
+    app = Starlette(lifespan=lifespan, routes=[Mount("/", app=proxy)])
     app.state.traffic = session.traffic
+    app.state.stop = proxy.stop
     return app
 
 
@@ -84,22 +90,46 @@ class _Proxy:
         self.session = session
         self.body_bytes = body_bytes
         self.hosts = hosts
+        self._under_way: set[asyncio.Task] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
             return
-        request = Request(scope, receive)
+        task = asyncio.create_task(self._answer(Request(scope, receive)))
+        self._under_way.add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._under_way.discard(task)
+            task.cancel()  # nothing where it is done
+        response = _of_problem(Problem("unavailable", "this proxy is stopping")) if task.cancelled() else task.result()
+        if response is not None:
+            await response(scope, receive, send)
+
+    def stop(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+
+    async def _answer(self, request: Request) -> Response | None:
+        """None where the client has gone."""
         problem = self._refusal(request)
-        if problem is None:
-            try:
-                body = await _bounded_body(request, self.body_bytes)
-            except ClientDisconnect:
-                return
-            if body is None:
-                problem = Problem("too-large", f"this proxy takes bodies of at most {self.body_bytes} bytes")
-        response = _of_problem(problem) if problem is not None else await self._passed_on(request, body)
-        await response(scope, receive, send)
+        if problem is not None:
+            return _of_problem(problem)
+        try:
+            body = await _bounded_body(request, self.body_bytes)
+        except ClientDisconnect:
+            return None
+        if body is None:
+            return _of_problem(Problem("too-large", f"this proxy takes bodies of at most {self.body_bytes} bytes"))
+        passing = asyncio.create_task(self._passed_on(request, body))
+        leaving = asyncio.create_task(_gone(request))
+        try:
+            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return passing.result() if passing.done() else None
+        finally:
+            passing.cancel()  # with it the solving of its proof
+            leaving.cancel()
 
     def _refusal(self, request: Request) -> Problem | None:
         host = _host_name(request.headers.get("host", ""))
@@ -114,16 +144,18 @@ class _Proxy:
     async def _passed_on(self, request: Request, body: bytes) -> Response:
         headers = _travelling((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
         try:
-            reply = await self.session.request(request.method, _raw_path(request.scope), headers, body)
-        except (InvalidChallengeError, ChallengeTooCostlyError) as error:
-            if error.reply is None:
-                raise
-            reply = error.reply  # the client learns what is asked of it; solving it is not this proxy's
+            reply = await ask_splitting(self.session, request.method, _raw_path(request.scope), headers, body)
         except (EndpointUnavailableError, UnexpectedAnswerError) as error:
             return _of_problem(Problem("upstream-error", str(error)))
         response = Response(reply.body, reply.status)
         response.raw_headers = _answer_headers(reply, request.method)
         return response
+
+
+async def _gone(request: Request) -> None:
+    """Returns once the client has left. Its whole body has to be read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _bounded_body(request: Request, most: int) -> bytes | None:
@@ -157,8 +189,7 @@ def _travelling(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _answer_headers(reply: Reply, method: str) -> list[tuple[bytes, bytes]]:
-    given = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in reply.raw_headers)
-    kept = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in _travelling(given)]
+    kept = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in _travelling(reply.headers())]
     if method == "HEAD" or reply.status in (204, 304):  # a length there speaks of a body that is not sent
         length = reply.header("content-length")
         return kept + ([(b"content-length", length.encode("latin-1"))] if length is not None else [])

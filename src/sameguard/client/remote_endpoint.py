@@ -1,7 +1,8 @@
 """A model behind a URL, guarded or not, as an Endpoint: whatever runs against a function runs against it.
 
-A guarded answer is paid for, split or given up as serving.md 3 and 4.8 say; what is refused comes back as any Endpoint's refusal does. Asked
-by one thread at a time. Queries are sent one request after the other, in order: a ledger relies on that.
+A guarded answer is paid for; a batch that is too costly, too large or refused is asked again in halves, since one request has one answer
+and an Endpoint has one for each row. What is refused at last comes back as any Endpoint's refusal does. Asked by one thread at a time. Queries
+are sent one request after the other, in order: a ledger relies on that.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from sameguard.client.background import BackgroundLoop
 from sameguard.client.config import ClientConfig
 from sameguard.client.errors import ChallengeTooCostlyError, EndpointUnavailableError, UnexpectedAnswerError
 from sameguard.client.session import TRY_AGAIN, GuardSession, Reply, Traffic
-from sameguard.client.solving import challenge_in
+from sameguard.client.solving import Spending, challenge_in
 from sameguard.contract import InputContract
 from sameguard.endpoint import Answers
 from sameguard.errors import ConfigurationError, InvalidVictimError
@@ -37,6 +38,8 @@ from sameguard.protocol import (
 from sameguard.shapes import Queries
 
 NO_METADATA = (401, 403, 404, 405, 501)  # of servers and gateways that do not show them
+NO_DOOR = (404, 405, 501)
+METADATA_BYTES = 2**20
 PLAIN = {"accept-encoding": "identity", "user-agent": "sameguard"}
 
 
@@ -62,7 +65,8 @@ class RemoteEndpoint:
     """The model at `url`, asked in a dialect (oip, tf-serving, plain-json). It is an Endpoint; close it, or use it as a context manager.
 
     headers: sent with every request, such as an API key. batch_rows: of one request, at most and by default the model's max_rows.
-    split_refused: ask a refused batch again in halves, to find the rows in it that are answered; the guard counts every one of them again.
+    split_refused: ask a batch that is refused, or not paid for, again in halves, so that one suspicious row does not cost the others their
+    answers; the guard counts every one of them again. Without it the whole batch is refused.
     rows, traffic: what was asked and what it cost. sleep, clock: of the session, replaced in tests.
 
     Raises ConfigurationError for an address, dialect or batch_rows that cannot be.
@@ -77,7 +81,7 @@ class RemoteEndpoint:
         headers: Mapping[str, str] | None = None,
         config: ClientConfig | None = None,
         batch_rows: int | None = None,
-        split_refused: bool = False,
+        split_refused: bool = True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,13 +91,15 @@ class RemoteEndpoint:
         most = 1 if single else model.max_rows
         if batch_rows is not None and not 1 <= batch_rows <= most:
             raise ConfigurationError(f"batch_rows must be in [1, {most}], what the model takes at once, got {batch_rows}.")
+        config = config or ClientConfig()
         self.model = model
         self.contract: InputContract = model.input
         self.classes = model.classes
         self.batch_rows = batch_rows or most
         self.split_refused = split_refused
         self.rows = Rows()
-        self._dialect = DIALECTS[dialect](model)
+        self._dialect_name = dialect
+        self._dialect = DIALECTS[dialect](replace(model, limits=replace(model.limits, answer_bytes=config.response_bytes)))
         self._session = GuardSession(url, headers={**PLAIN, **(headers or {})}, config=config, sleep=sleep, clock=clock)
         self._background = BackgroundLoop(self._session.__aexit__)
         self._background.run(self._session.__aenter__())
@@ -116,7 +122,7 @@ class RemoteEndpoint:
         headers: Mapping[str, str] | None = None,
         config: ClientConfig | None = None,
         batch_rows: int | None = None,
-        split_refused: bool = False,
+        split_refused: bool = True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> "RemoteEndpoint":
@@ -135,7 +141,10 @@ class RemoteEndpoint:
             model = _completed(model, metadata, output, classes)
             check_metadata(metadata, model)
         elif classes is None:
-            raise ConfigurationError(f"{url} tells nothing of a model {model_name!r}: check its name, or give classes.")
+            raise ConfigurationError(
+                f"{url} must tell the classes of model {model_name!r}, got no metadata of it in dialect {dialect}: check the model's name and "
+                f"the dialect ({_others(dialect)}?), or give classes."
+            )
         model = replace(model, binary_tensors=binary_tensors)
         return cls(
             url,
@@ -175,46 +184,48 @@ class RemoteEndpoint:
 
         Raises InvalidQueryError, EndpointUnavailableError where the server does not answer however often it is asked, UnexpectedAnswerError
         where it answers what asking again would not change, InvalidVictimError where the answer is not what the model contract says,
-        InvalidChallengeError for a challenge that no honest guard would set.
+        InvalidChallengeError for a challenge that no honest guard would set, CallTooCostlyError where all challenges together take more than
+        the config spends on one call.
         """
         queries = self.contract.canonicalise(queries)
         return self._background.run(self._in_batches(queries))
 
     async def _in_batches(self, queries: Queries) -> Answers:
-        parts, start = [], 0
+        parts, start, spending = [], 0, Spending()
         while start < len(queries):
             batch = queries[start : start + self.batch_rows]
             start += len(batch)
-            parts.append(await self._batch(batch))
+            parts.append(await self._batch(batch, spending))
         return _joined(parts)
 
-    async def _batch(self, queries: Queries) -> Answers:
+    async def _batch(self, queries: Queries, spending: Spending) -> Answers:
         request = ask(queries, self.model)
         message = self._dialect.build_infer(request)
         self.rows.sent += len(queries)
         try:
-            reply = await self._session.post(self._dialect.infer_path, message.headers, message.body)
+            reply = await self._session.post(self._dialect.infer_path, message.headers, message.body, spending=spending)
         except ChallengeTooCostlyError:
-            return await self._in_halves(queries) if len(queries) > 1 else self._refused(queries, unpaid=True)
+            return await self._in_halves(queries, spending) if len(queries) > 1 else self._refused(queries, unpaid=True)
         if reply.status == 200:
             return self._answers(reply, request)
         kind = reply.problem.kind
         if reply.status == 413 and len(queries) > 1:
             if kind != "batch-too-costly":
                 self.batch_rows = min(self.batch_rows, len(queries) // 2)  # too many bytes: so will be the next one
-            return await self._in_halves(queries)
+            return await self._in_halves(queries, spending)
         if kind == "batch-too-costly":
             return self._refused(queries)
-        if kind == "query-rejected":
-            return await self._in_halves(queries) if self.split_refused and len(queries) > 1 else self._refused(queries)
-        if challenge_in(reply.problem) is not None:
-            return self._refused(queries, unpaid=True)
-        raise self._unusable(reply)
+        unpaid = kind != "query-rejected" and challenge_in(reply.problem) is not None
+        if kind != "query-rejected" and not unpaid:
+            raise self._unusable(reply)
+        if self.split_refused and len(queries) > 1:
+            return await self._in_halves(queries, spending)
+        return self._refused(queries, unpaid=unpaid)
 
-    async def _in_halves(self, queries: Queries) -> Answers:
+    async def _in_halves(self, queries: Queries, spending: Spending) -> Answers:
         self.rows.splits += 1
         middle = len(queries) // 2
-        return _joined([await self._batch(queries[:middle]), await self._batch(queries[middle:])])
+        return _joined([await self._batch(queries[:middle], spending), await self._batch(queries[middle:], spending)])
 
     def _answers(self, reply: Reply, request: InferRequest) -> Answers:
         try:
@@ -237,7 +248,11 @@ class RemoteEndpoint:
                 f"{self.url} must answer, got {reply.said()} at the last of {attempts} attempts: try again later. What a ledger holds is kept, "
                 "and the same run goes on from there."
             )
-        hint = ": redirects are not followed, give the address that it leads to" if 300 <= reply.status < 400 else ""
+        hint = ""
+        if 300 <= reply.status < 400:
+            hint = ": redirects are not followed, give the address that it leads to"
+        elif reply.status in NO_DOOR:
+            hint = f": check the model's name, {self.model.name!r}, and the dialect, {self._dialect_name} ({_others(self._dialect_name)}?)"
         return UnexpectedAnswerError(f"{self.url}{self._dialect.infer_path} must answer with probabilities, got {reply.said()}{hint}")
 
     # ------------------------------------------------------------------ what the server says of itself
@@ -258,7 +273,7 @@ class RemoteEndpoint:
     async def _told(self, path: str | None, read: Callable) -> ModelMetadata | frozenset[str] | None:
         if path is None:
             return None
-        reply = await self._session.get(path)
+        reply = await self._session.get(path, response_bytes=METADATA_BYTES)
         if reply.status in NO_METADATA:
             return None
         if reply.status != 200:
@@ -266,7 +281,14 @@ class RemoteEndpoint:
         try:
             return read(reply.body)
         except InvalidResponseError as error:
-            raise InvalidVictimError(f"metadata at {self.url}{path} cannot be read: {error.detail}") from error
+            raise InvalidVictimError(
+                f"metadata at {self.url}{path} cannot be read: {error.detail}. Check the dialect, {self._dialect_name} "
+                f"({_others(self._dialect_name)}?)."
+            ) from error
+
+
+def _others(dialect: str) -> str:
+    return " or ".join(name for name in DIALECTS if name != dialect)
 
 
 def _joined(parts: list[Answers]) -> Answers:

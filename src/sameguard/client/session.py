@@ -22,8 +22,14 @@ import aiohttp
 from yarl import URL
 
 from sameguard.client.config import ClientConfig
-from sameguard.client.errors import ChallengeTooCostlyError, EndpointUnavailableError, InvalidChallengeError, UnexpectedAnswerError
-from sameguard.client.solving import FoundChallenge, Solved, challenge_in, solve
+from sameguard.client.errors import (
+    CallTooCostlyError,
+    ChallengeTooCostlyError,
+    EndpointUnavailableError,
+    InvalidChallengeError,
+    UnexpectedAnswerError,
+)
+from sameguard.client.solving import FoundChallenge, Solved, Spending, challenge_in, solve
 from sameguard.errors import ConfigurationError
 from sameguard.protocol import Limits, Problem, WireError, inflate, read_problem
 from sameguard.protocol.challenge import PROOF_BYTES, PROOF_HEADER, RETRY_PROOF
@@ -52,7 +58,11 @@ class Reply:
 
     def header(self, name: str) -> str | None:
         """The first header of that lower-case name."""
-        return next((value.decode("latin-1") for found, value in self.raw_headers if found.decode("latin-1").lower() == name), None)
+        return next((value for found, value in self.headers() if found.lower() == name), None)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """As they came, in text."""
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.raw_headers]
 
     @functools.cached_property
     def problem(self) -> Problem:
@@ -132,37 +142,49 @@ class GuardSession:
             self._solvers.shutdown(wait=False, cancel_futures=True)
             self._solvers = None
 
-    async def get(self, path: str, headers: Headers = ()) -> Reply:
+    async def get(self, path: str, headers: Headers = (), *, response_bytes: int | None = None) -> Reply:
         """See request."""
-        return await self.request("GET", path, headers)
+        return await self.request("GET", path, headers, response_bytes=response_bytes)
 
-    async def post(self, path: str, headers: Headers, body: bytes) -> Reply:
+    async def post(self, path: str, headers: Headers, body: bytes, *, spending: Spending | None = None) -> Reply:
         """See request."""
-        return await self.request("POST", path, headers, body)
+        return await self.request("POST", path, headers, body, spending=spending)
 
-    async def request(self, method: str, path: str, headers: Headers = (), body: bytes | None = None) -> Reply:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        headers: Headers = (),
+        body: bytes | None = None,
+        *,
+        spending: Spending | None = None,
+        response_bytes: int | None = None,
+    ) -> Reply:
         """The answer once challenges are solved and waiting has helped or has not; whatever its status, it is the caller's to judge.
 
-        path: absolute, percent-encoded, sent as it is.
+        path: absolute, percent-encoded, sent as it is. spending: of the call that this request is a part of. response_bytes: read at most,
+        instead of the config's.
 
         Raises ConfigurationError for another path, EndpointUnavailableError where the last attempt brought no answer at all,
-        UnexpectedAnswerError for an answer that is too large, InvalidChallengeError and ChallengeTooCostlyError where the client does not pay;
-        they carry the reply that asks for it.
+        UnexpectedAnswerError for an answer that is too large, InvalidChallengeError, ChallengeTooCostlyError and CallTooCostlyError where
+        the client does not pay; these carry the reply that asks for it.
         """
         if not path.startswith("/"):  # an @ there would make it another host
             raise ConfigurationError(f"path must be absolute, got {path!r}.")
         given = list(headers.items() if isinstance(headers, Mapping) else headers)
         proof = next((value for name, value in given if name.lower() == PROOF_HEADER), None)
         sent = [(name, value) for name, value in (*self.headers.items(), *given) if name.lower() != PROOF_HEADER]
+        spending = spending or Spending()
+        most = response_bytes or self.config.response_bytes
         challenges = failures = 0
         while True:
             own = [] if proof is None else [(PROOF_HEADER, proof)]
-            outcome = await self._attempt(method, path, [*sent, *own], body)
+            outcome = await self._attempt(method, path, [*sent, *own], body, most)
             reply = outcome if isinstance(outcome, Reply) else None
             if reply is not None and self.config.solve and challenges < self.config.most_challenges:
-                settled, proof = await self._settled(reply, proof)
+                settled, proof = await self._settled(reply, proof, spending)
                 if settled:
-                    challenges += 1
+                    challenges += proof is not None
                     continue
             if reply is not None and reply.status not in TRY_AGAIN:
                 return reply
@@ -180,13 +202,13 @@ class GuardSession:
 
     # ------------------------------------------------------------------ paying
 
-    async def _settled(self, reply: Reply, proof: str | None) -> tuple[bool, str | None]:
+    async def _settled(self, reply: Reply, proof: str | None, spending: Spending) -> tuple[bool, str | None]:
         """Whether asking again at once may help, and with which proof."""
         try:
             found = challenge_in(reply.problem)
             if found is not None:
-                return True, await self._solved(found)
-        except (InvalidChallengeError, ChallengeTooCostlyError) as error:
+                return True, await self._solved(found, spending)
+        except (InvalidChallengeError, ChallengeTooCostlyError, CallTooCostlyError) as error:
             self.traffic.unsolved += 1
             error.reply = reply
             raise
@@ -197,19 +219,24 @@ class GuardSession:
             return False, token  # paid already: after the wait, this one passes
         return False, proof
 
-    async def _solved(self, found: FoundChallenge) -> str:
+    async def _solved(self, found: FoundChallenge, spending: Spending) -> str:
         arrived, stop = time.monotonic(), threading.Event()
+        limits = spending.limits(self.config.solving)
 
         def work() -> Solved:
-            return solve(found, self.config.solving, waited_seconds=time.monotonic() - arrived, stop=stop)
+            return solve(found, limits, waited_seconds=time.monotonic() - arrived, stop=stop)
 
         try:
             solved = await asyncio.get_running_loop().run_in_executor(self._solvers, work)
         except ChallengeTooCostlyError as error:
             self.traffic.cpu_seconds += error.cpu_seconds
+            spending.seconds += error.seconds
+            spending.limits(self.config.solving)  # where the call has nothing left, that is what to say
             raise
         finally:
             stop.set()  # whoever waited may be gone before the thread is done
+        spending.seconds += solved.seconds
+        spending.solved += 1
         self.traffic.challenges += 1
         self.traffic.tries += solved.tries
         self.traffic.solve_seconds += solved.seconds
@@ -218,7 +245,7 @@ class GuardSession:
 
     # ------------------------------------------------------------------ asking
 
-    async def _attempt(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None) -> Reply | str:
+    async def _attempt(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, most: int) -> Reply | str:
         """The reply, or what stood in its way."""
         if self._http is None:
             raise RuntimeError("session must be open before it asks: async with GuardSession(...) as session.")
@@ -227,7 +254,7 @@ class GuardSession:
         url = URL(self.url + path, encoded=True)
         try:
             async with self._http.request(method, url, headers=headers, data=body or None, allow_redirects=False) as response:
-                content = await _bounded(response, self.config.response_bytes)
+                content = await _bounded(response, most)
                 return Reply(response.status, tuple(response.raw_headers), content)
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, aiohttp.InvalidURL, ssl.SSLError) as error:
             raise EndpointUnavailableError(f"{self.url} must be reachable, got {type(error).__name__}: {error}") from error
@@ -265,7 +292,10 @@ async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
     async for piece in response.content.iter_any():
         size += len(piece)
         if size > most:
-            raise UnexpectedAnswerError(f"answer of {response.url} must have at most {most:,} bytes, got more.")
+            raise UnexpectedAnswerError(
+                f"answer of {response.url} must have at most {most:,} bytes, got {size:,} and more: ask for fewer rows at once, raise "
+                "response_bytes, or do not trust this server."
+            )
         pieces.append(piece)
     return b"".join(pieces)
 

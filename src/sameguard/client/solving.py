@@ -12,12 +12,12 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import altcha
 
-from sameguard.client.errors import ChallengeTooCostlyError, InvalidChallengeError
+from sameguard.client.errors import CallTooCostlyError, ChallengeTooCostlyError, InvalidChallengeError
 from sameguard.errors import ConfigurationError
 from sameguard.protocol.challenge import CHALLENGE_PREFIX, CHALLENGE_STATUSES, PROOF_BYTES
 from sameguard.protocol.problems import Problem
@@ -37,14 +37,40 @@ DERIVATIONS: dict[str, Callable[[altcha.ChallengeParameters, bytes, bytes], byte
 
 @dataclass(frozen=True)
 class SolveLimits:
-    """What a client spends on one challenge. max_seconds: of trying, on one core. memory_bytes: of a single try."""
+    """What a client spends on proofs. max_seconds: of trying for one challenge, on one core. memory_bytes: of a single try.
+
+    call_seconds: of trying for all challenges of one call, solved or not. A call is one `query()`, one request of a session, or one request
+    to the client-proxy, with all the parts that they are split into. An honest guard asks about 5 s for a request at worst.
+    """
 
     max_seconds: float = 60.0
     memory_bytes: int = 256 * 2**20
+    call_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if not self.max_seconds > 0 or self.memory_bytes < 1:
-            raise ConfigurationError(f"max_seconds and memory_bytes must be above 0, got {self.max_seconds} and {self.memory_bytes}.")
+        if not self.max_seconds > 0 or not self.call_seconds > 0 or self.memory_bytes < 1:
+            raise ConfigurationError(
+                "max_seconds, call_seconds and memory_bytes must be above 0, got "
+                f"{self.max_seconds}, {self.call_seconds} and {self.memory_bytes}."
+            )
+
+
+@dataclass
+class Spending:
+    """What one call has spent on solving so far. seconds: whatever came of them. solved: challenges."""
+
+    seconds: float = 0.0
+    solved: int = 0
+
+    def limits(self, limits: SolveLimits) -> SolveLimits:
+        """Those for the next challenge. Raises CallTooCostlyError where nothing is left."""
+        left = limits.call_seconds - self.seconds
+        if not left > 0:
+            raise CallTooCostlyError(
+                f"challenges of one call must be solved within {limits.call_seconds:g} s in all, got {self.seconds:.3g} s spent and "
+                f"{self.solved} solved: ask for fewer rows in one call, or raise call_seconds if you trust this server."
+            )
+        return replace(limits, max_seconds=min(limits.max_seconds, left))
 
 
 class FoundChallenge(NamedTuple):
@@ -90,7 +116,7 @@ def challenge_in_text(error: str) -> FoundChallenge | None:
         return FoundChallenge(json.loads(base64.b64decode(text, validate=True)))
     except (binascii.Error, ValueError, RecursionError) as error_in_it:
         raise InvalidChallengeError(
-            f"challenge in the error text must be base64 of JSON, got something else: {error_in_it}."
+            f"challenge in the error text must be base64 of JSON, got {text[:20]!a}... ({error_in_it}): ask who runs the server."
         ) from error_in_it
 
 
@@ -133,6 +159,7 @@ def solve(
     if solution is None:
         raise ChallengeTooCostlyError(
             f"challenge must be solved within {seconds:.3g} s, got no solution in {tries} tries: allow more seconds, or send fewer rows at once.",
+            time.monotonic() - began,
             cpu_seconds,
         )
     proof = altcha.Payload(challenge, solution).to_base64()
@@ -185,9 +212,9 @@ def checked_challenge(document: Any, limits: SolveLimits) -> altcha.Challenge:
     for name in ("nonce", "salt", "key_prefix"):
         value = getattr(parameters, name)
         if not isinstance(value, str) or HEX.fullmatch(value) is None:
-            raise InvalidChallengeError(f"challenge {name} must be 1 to 64 bytes in hexadecimal digits, got something else.")
+            raise InvalidChallengeError(f"challenge {name} must be 1 to 64 bytes in hexadecimal digits, got {ascii(value)[:40]}.")
     if challenge.signature is not None and not isinstance(challenge.signature, str):
-        raise InvalidChallengeError("challenge signature must be text, got something else.")
+        raise InvalidChallengeError(f"challenge signature must be text, got {ascii(challenge.signature)[:40]}.")
     if parameters.expires_at is not None:
         _whole(parameters.expires_at, "expiry", 1, 2**53)
     _whole(parameters.key_length, "key length", 1, KEY_BYTES)

@@ -19,14 +19,15 @@ from sameguard.victim import checked_probs
 class Dialect(Protocol):
     """One dialect, speaking about one model. Headers are given as `read_headers` makes them; bodies as they came, still compressed.
 
-    routes: the doors, for the server. infer_path, ready_path: where the model server's are. metadata_path, extensions_path: None where the
-    dialect has none.
+    routes: the doors, for the server. infer_path, ready_path: where the model server's are. ready_is_optional: a server may lack that door
+    and be well. metadata_path, extensions_path: None where the dialect has none.
     """
 
     model: ModelContract
     routes: RouteTable
     infer_path: str
     ready_path: str
+    ready_is_optional: bool
     metadata_path: str | None
     extensions_path: str | None
 
@@ -83,7 +84,8 @@ def scored_output(array: np.ndarray, model: ModelContract, rows: int) -> Probs:
 def checked_rows(rows: object, model: ModelContract) -> int:
     """The batch axis of a request. Raises InvalidRequestError."""
     if type(rows) is not int or not 1 <= rows <= model.max_rows:
-        raise InvalidRequestError(f"batch must hold 1 to {model.max_rows} rows, got {shown(rows)}: split larger ones.")
+        remedy = "send fewer rows at once" if type(rows) is int and rows > model.max_rows else "send at least one"
+        raise InvalidRequestError(f"batch must hold 1 to {model.max_rows} rows, got {shown(rows)}: {remedy}.")
     return rows
 
 

@@ -57,3 +57,9 @@ def shown(value: object) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown_shape(value: object) -> str:
+    """A declared shape, as `shown` where it is none."""
+    whole = isinstance(value, list) and len(value) <= 8 and all(type(side) is int for side in value)
+    return ascii(value) if whole else shown(value)

@@ -31,8 +31,8 @@ def read_json(text: bytes | memoryview, budget: JsonBudget | None = None) -> Any
     text = bytes(text)
     if budget is not None:
         for what, mark, most in (("values", b",", budget.values), ("lists", b"[", budget.lists), ("objects", b"{", budget.objects)):
-            if text.count(mark) > most:
-                raise InvalidRequestError(f"JSON must hold at most {most} {what} for this model, got more: send fewer rows at once.")
+            if (found := text.count(mark)) > most:
+                raise InvalidRequestError(f"JSON must hold at most {most} {what} for this model, got {found}: send fewer rows at once.")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -6,25 +6,31 @@ it are refused; so are parameters that would change how the model server decodes
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from sameguard.contract import InputContract
 from sameguard.errors import ConfigurationError
 
 NAME = re.compile(r"[A-Za-z0-9._~ -]+")  # what a path segment can carry without a second spelling that a server might fold into it
+TEXT_BYTES = 64  # of one number: 24 with every digit of a double, and blanks
+SPARE_BYTES = 128 * 2**10  # of a request besides its numbers
 DECODING_PARAMETERS = ("binary_", "shared_memory_", "content_type", "headers", "classification")  # by prefix
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body_bytes: of a request as sent, and once inflated. inflate_ratio: inflated bytes per byte sent, beyond the first 256 kB."""
+    """body_bytes: of a request as sent, and once inflated; answer_bytes: of an answer. inflate_ratio: inflated bytes per byte sent, beyond the first 256 kB."""
 
     body_bytes: int = 8 * 2**20
     inflate_ratio: int = 100
+    answer_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        if self.body_bytes < 1 or self.inflate_ratio < 1:
-            raise ConfigurationError(f"body_bytes and inflate_ratio must be at least 1, got {self.body_bytes} and {self.inflate_ratio}.")
+        if min(self.body_bytes, self.inflate_ratio, self.answer_bytes) < 1:
+            raise ConfigurationError(
+                f"body_bytes, inflate_ratio and answer_bytes must be at least 1, got {self.body_bytes}, {self.inflate_ratio} and {self.answer_bytes}."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,17 @@ class ModelContract:
     def allowed_outputs(self) -> tuple[str, ...]:
         """The scored output first."""
         return (self.output, *(name for name in self.outputs if name != self.output))
+
+    @cached_property
+    def request_limits(self) -> Limits:
+        """body_bytes is what max_rows queries can need as text, however they are indented, where that is less: more is not worth parsing."""
+        needed = self.max_rows * self.row_values * TEXT_BYTES + SPARE_BYTES
+        return replace(self.limits, body_bytes=min(self.limits.body_bytes, needed))
+
+    @cached_property
+    def answer_limits(self) -> Limits:
+        """body_bytes is that of answers."""
+        return replace(self.limits, body_bytes=self.limits.answer_bytes)
 
     @property
     def row_values(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sameguard.protocol.dialect import canonical_queries, checked_object, checked_parameter, checked_rows
-from sameguard.protocol.errors import InvalidRequestError, InvalidResponseError, WireError, shown
+from sameguard.protocol.errors import InvalidRequestError, InvalidResponseError, WireError, shown, shown_shape
 from sameguard.protocol.headers import HEADER_LENGTH, check_media_type, json_part_length
 from sameguard.protocol.inflate import inflate
 from sameguard.protocol.json_reading import read_json, write_json
@@ -38,6 +38,7 @@ class OpenInference:
         pinned = home if model.version is None else f"{home}/versions/{quote(model.version)}"
         self.infer_path = f"{pinned}/infer"
         self.ready_path = f"{pinned}/ready"
+        self.ready_is_optional = False
         self.metadata_path: str | None = pinned
         self.extensions_path: str | None = "/v2"
         routes = {
@@ -57,7 +58,7 @@ class OpenInference:
         """See Dialect. Nested or flat JSON data, binary tensors, and the raw request of one tensor."""
         binary = HEADER_LENGTH in headers
         check_media_type(headers, ("application/octet-stream", "application/json") if binary else ("application/json",))
-        body = inflate(body, headers.get("content-encoding", ""), self.model.limits)
+        body = inflate(body, headers.get("content-encoding", ""), self.model.request_limits)
         json_length = json_part_length(headers, len(body))  # counts inflated bytes
         if json_length == 0:
             return self._raw_request(body)
@@ -125,7 +126,7 @@ class OpenInference:
         if parameters:
             raise InvalidRequestError(f"input parameter {shown(next(iter(parameters)))} is not understood here: send the data in the body.")
         if ("data" in tensor) == (size is not None):
-            raise InvalidRequestError("input must have either data or binary_data_size, got both or neither.")
+            raise InvalidRequestError(f"input must have either data or binary_data_size, got {'both' if 'data' in tensor else 'neither'}.")
         if size is None:
             if len(tail):
                 raise InvalidRequestError(f"body must end with its JSON part where the input has data, got {len(tail)} bytes more.")
@@ -140,7 +141,7 @@ class OpenInference:
     def _shape(self, shape: object) -> tuple[int, ...]:
         wanted = self.model.input.raw_shape
         if not isinstance(shape, list) or any(type(side) is not int for side in shape) or tuple(shape[1:]) != wanted:
-            raise InvalidRequestError(f"input shape must be [rows, {', '.join(map(str, wanted))}], got another.")
+            raise InvalidRequestError(f"input shape must be [rows, {', '.join(map(str, wanted))}], got {shown_shape(shape)}.")
         return (checked_rows(shape[0], self.model), *wanted)
 
     def _requested_outputs(self, outputs: object, binary_default: bool) -> tuple[tuple[str, ...], frozenset[str]]:

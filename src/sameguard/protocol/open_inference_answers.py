@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sameguard.protocol.dialect import as_response_error, scored_output
-from sameguard.protocol.errors import InvalidResponseError, WireError, shown
+from sameguard.protocol.errors import InvalidResponseError, WireError, shown, shown_shape
 from sameguard.protocol.headers import HEADER_LENGTH, json_part_length
 from sameguard.protocol.inflate import inflate
 from sameguard.protocol.json_reading import read_json, write_json
@@ -19,7 +19,7 @@ from sameguard.protocol.tensors import DTYPES, array_from_bytes, array_from_json
 def read_answer(body: bytes, headers: Mapping[str, str], model: ModelContract, rows: int) -> InferResponse:
     """Outputs on the model's list, the scored one among them. Raises InvalidResponseError."""
     try:
-        body = inflate(body, headers.get("content-encoding", ""), model.limits)
+        body = inflate(body, headers.get("content-encoding", ""), model.answer_limits)
         json_length = json_part_length(headers, len(body))
         text = memoryview(body)[: len(body) if json_length is None else json_length]
         document = read_json(text)
@@ -90,7 +90,7 @@ def _read_outputs(outputs: list[Any], tail: memoryview, model: ModelContract) ->
         if not isinstance(datatype, str) or datatype not in DTYPES:
             raise InvalidResponseError(f"output {name!r} must have one of the datatypes {', '.join(DTYPES)}, got {shown(datatype)}")
         if not isinstance(shape, list) or len(shape) > 8 or any(type(side) is not int or not 0 <= side < 2**31 for side in shape):
-            raise InvalidResponseError(f"output {name!r} must have a shape of at most 8 whole numbers, got another")
+            raise InvalidResponseError(f"output {name!r} must have a shape of at most 8 whole numbers, got {shown_shape(shape)}")
         if size is not None:
             array = array_from_bytes(content, tuple(shape), datatype)
         else:

@@ -38,6 +38,7 @@ class PlainJson:
         self.batched = paths.batched
         self.infer_path = paths.infer
         self.ready_path = paths.health
+        self.ready_is_optional = True  # there is no convention for health: many servers have none
         self.metadata_path: str | None = None
         self.extensions_path: str | None = None
         self.routes = RouteTable(
@@ -47,7 +48,7 @@ class PlainJson:
     def parse_infer(self, body: bytes, headers: Mapping[str, str]) -> InferRequest:
         """See Dialect."""
         check_media_type(headers, ("application/json",))
-        body = inflate(body, headers.get("content-encoding", ""), self.model.limits)
+        body = inflate(body, headers.get("content-encoding", ""), self.model.request_limits)
         document = read_json(body, json_budget(self.model))
         tensor = self.tensor.get(document)
         if not self.tensor.alone(document, self.parameters):
@@ -78,7 +79,7 @@ class PlainJson:
         """See Dialect."""
         rows = len(request.queries)
         try:
-            document = read_json(inflate(body, headers.get("content-encoding", ""), self.model.limits))
+            document = read_json(inflate(body, headers.get("content-encoding", ""), self.model.answer_limits))
             array, datatype = array_of_any_shape(self.probs.get(document), f"value at {self.probs.text!r}")
         except WireError as error:
             raise as_response_error(error) from error

@@ -51,12 +51,15 @@ def array_from_json(data: Any, shape: tuple[int, ...], datatype: str) -> np.ndar
     """
     dtype = DTYPES[datatype]
     values = _flattened(data, shape)
-    if not set(map(type, values)) <= JSON_TYPES[dtype.kind]:
-        raise InvalidRequestError(f"data of datatype {datatype} must be all {_named(dtype)}, got another JSON type among them.")
+    others = set(map(type, values)) - JSON_TYPES[dtype.kind]
+    if others:
+        raise InvalidRequestError(f"data of datatype {datatype} must be all {_named(dtype)}, got {_kinds(others)} among them.")
     if dtype.kind in "ui" and values:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
-            raise InvalidRequestError(f"data of datatype {datatype} must lie in [{limits.min}, {limits.max}], got a number outside.")
+            raise InvalidRequestError(
+                f"data of datatype {datatype} must lie in [{limits.min}, {limits.max}], got {min(values)} to {max(values)}."
+            )
     if dtype.kind == "O":
         array = np.empty(len(values), object)
         array[:] = [value.encode() for value in values]
@@ -78,7 +81,7 @@ def array_of_any_shape(data: Any, what: str) -> tuple[np.ndarray, str]:
     for datatype, allowed in (("INT64", {int}), ("FP64", {int, float}), ("BOOL", {bool}), ("BYTES", {str})):
         if types <= allowed:
             return array_from_json(values, shape, datatype) if shape else array_from_json(values, (1,), datatype).reshape(()), datatype
-    raise InvalidRequestError(f"{what} must be numbers, strings or truth values of one kind, got a mixture or an object.")
+    raise InvalidRequestError(f"{what} must be numbers, strings or truth values of one kind, got {_kinds(types)}.")
 
 
 def json_from_array(array: np.ndarray, datatype: str) -> Any:
@@ -115,13 +118,29 @@ def _flattened(data: Any, shape: tuple[int, ...]) -> list[Any]:
             raise InvalidRequestError(f"flat data must hold as many values as the shape {shape}, {count}, got {len(data)}.")
         return data
     level = [data]
-    for side in shape:
+    for depth, side in enumerate(shape):
         if set(map(type, level)) != {list} or set(map(len, level)) != {side}:
-            raise InvalidRequestError(f"nested data must have the shape {shape} at every level, got lists of another length or depth.")
+            lists = [len(value) for value in level if type(value) is list]
+            got = f"one of {next(length for length in lists if length != side)}" if set(lists) - {side} else "a value that is no list"
+            raise InvalidRequestError(f"nested data must have the shape {shape}: lists of {side} at depth {depth + 1}, got {got}.")
         level = list(itertools.chain.from_iterable(level))
         if not level:
             break
     return level
+
+
+def _kinds(types: set[type]) -> str:
+    """JSON's names of Python types."""
+    names = {
+        bool: "true or false",
+        int: "whole numbers",
+        float: "numbers",
+        str: "strings",
+        list: "lists",
+        dict: "objects",
+        type(None): "null",
+    }
+    return " and ".join(sorted(names[kind] for kind in types))
 
 
 def _named(dtype: np.dtype) -> str:
@@ -140,8 +159,8 @@ def array_from_bytes(content: bytes | memoryview, shape: tuple[int, ...], dataty
         raise InvalidRequestError(
             f"binary data of shape {shape} and datatype {datatype} must have {math.prod(shape) * dtype.itemsize} bytes, got {len(content)}."
         )
-    if datatype == "BOOL" and any(byte > 1 for byte in bytes(content)):
-        raise InvalidRequestError("binary data of datatype BOOL must be bytes 0 and 1, got another.")
+    if datatype == "BOOL" and max(bytes(content), default=0) > 1:
+        raise InvalidRequestError(f"binary data of datatype BOOL must be bytes 0 and 1, got {max(bytes(content))}.")
     return np.frombuffer(content, dtype).reshape(shape)
 
 
@@ -157,7 +176,10 @@ def _strings(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     while at < len(content):
         length = int.from_bytes(content[at : at + 4], "little")
         if at + 4 + length > len(content):
-            raise InvalidRequestError("binary data of datatype BYTES must frame each string by its length, got one that runs over the end.")
+            raise InvalidRequestError(
+                f"binary data of datatype BYTES must frame each string by its length, got a string of {length} bytes where "
+                f"{max(0, len(content) - at - 4)} are left."
+            )
         values.append(content[at + 4 : at + 4 + length])
         at += 4 + length
     if len(values) != math.prod(shape):

@@ -52,6 +52,7 @@ class TfServing:
             pinned = f"{home}/labels/{quote(model.label)}"
         self.infer_path = f"{pinned}:predict"
         self.ready_path = pinned
+        self.ready_is_optional = False
         self.metadata_path: str | None = f"{pinned}/metadata"
         self.extensions_path: str | None = None
         routes = {}
@@ -66,12 +67,12 @@ class TfServing:
     def parse_infer(self, body: bytes, headers: Mapping[str, str]) -> InferRequest:
         """See Dialect."""
         check_media_type(headers, ("application/json",))
-        body = inflate(body, headers.get("content-encoding", ""), self.model.limits)
+        body = inflate(body, headers.get("content-encoding", ""), self.model.request_limits)
         document = checked_object(read_json(body, json_budget(self.model)), "request", REQUEST)
         if document.get("signature_name", SIGNATURE) != SIGNATURE:
             raise InvalidRequestError(f"signature_name must be {SIGNATURE!r} or absent, got {shown(document['signature_name'])}.")
         if ("instances" in document) == ("inputs" in document):
-            raise InvalidRequestError("request must have either instances or inputs, got both or neither.")
+            raise InvalidRequestError(f"request must have either instances or inputs, got {'both' if 'inputs' in document else 'neither'}.")
         columnar = "inputs" in document
         batch = self._column(document["inputs"]) if columnar else self._rows(document["instances"])
         if not isinstance(batch, list):
@@ -102,7 +103,7 @@ class TfServing:
         """See Dialect."""
         member, rows = "outputs" if request.columnar else "predictions", len(request.queries)
         try:
-            document = read_json(inflate(body, headers.get("content-encoding", ""), self.model.limits))
+            document = read_json(inflate(body, headers.get("content-encoding", ""), self.model.answer_limits))
             if not isinstance(document, dict) or member not in document:
                 raise InvalidResponseError(f"answer must be a JSON object with {member}, got {shown(document)}")
             columns, named = (_columns if request.columnar else _columns_of_rows)(document[member], self.model.output)
@@ -151,8 +152,9 @@ def _columns_of_rows(predictions: Any, only: str) -> tuple[dict[str, Any], bool]
     if not isinstance(predictions, list) or not predictions or not isinstance(predictions[0], dict):
         return {only: predictions}, False
     names = predictions[0].keys()
-    if any(not isinstance(row, dict) or row.keys() != names for row in predictions):
-        raise InvalidResponseError("predictions must name the same outputs in every row, got others")
+    for at, row in enumerate(predictions):
+        if not isinstance(row, dict) or row.keys() != names:
+            raise InvalidResponseError(f"predictions must name the same outputs in every row, got others in row {at + 1}")
     return {name: [row[name] for row in predictions] for name in names}, True
 
 

@@ -11,9 +11,9 @@ from sameguard.protocol import Problem, Route, RouteKind, WireError, read_header
 from sameguard.server import replies
 from sameguard.server.decision import Observer
 from sameguard.server.edge import (
+    Bodies,
     BodyTimeoutError,
     ClientGoneError,
-    Readers,
     Receive,
     Send,
     header_bytes,
@@ -22,6 +22,7 @@ from sameguard.server.edge import (
     unless_gone,
 )
 from sameguard.server.flow import Asked, passed_on
+from sameguard.server.identity import Principal
 from sameguard.server.replies import Refusal, Reply, problem_reply
 from sameguard.server.service import GuardService
 from sameguard.server.settings import Settings
@@ -40,7 +41,7 @@ class DataPlane:
         self.service = service
         self.settings = service.settings
         self._in_flight = 0
-        self._readers = Readers(service.settings.listen.concurrency)
+        self._bodies = Bodies(service.settings.listen.concurrency, service.settings.listen.body_bytes_in_flight)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -81,6 +82,8 @@ class DataPlane:
                 trace.reason = "client-slow"
             finally:
                 if route.kind in (RouteKind.INFER, RouteKind.DENIED):
+                    if not trace.principal:  # refused before its headers were read
+                        trace.principal = self.service.identity.principal({}, _peer(scope)).name
                     self._observed(trace)
 
     async def _replied(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
@@ -109,24 +112,28 @@ class DataPlane:
     async def _handled(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
         if self._in_flight >= self.settings.listen.concurrency:
             raise replies.unavailable("concurrency")
-        if route.kind is RouteKind.DENIED:
-            raise _denied("not-found", "there is no such door here", "not-found")
         if header_bytes(scope) > self.settings.listen.header_bytes:
             raise _denied("input-invalid", f"headers must have at most {self.settings.listen.header_bytes} bytes together", "headers", 431)
+        headers = read_headers(scope["headers"], also_once=self.service.identity.once)
+        principal = self.service.identity.principal(headers, _peer(scope))
+        trace.principal = principal.name  # a refusal has somebody's name, too
+        if route.kind is RouteKind.DENIED:
+            raise _denied("not-found", "there is no such door here", "not-found")
         if scope.get("query_string"):
             raise _denied("input-invalid", "query strings are not understood here: leave it out", "query-string")
-        headers = read_headers(scope["headers"], also_once=self.service.identity.once)
         if route.kind is not RouteKind.INFER:
             with self._admitted():
                 return await self._passed(route, headers)
-        if not self.service.checked:
-            raise replies.unavailable("upstream-unchecked")
+        if not self.service.checked and self.settings.mode == "enforce" and principal.within(self.settings.rollout):
+            raise replies.unavailable("upstream-unchecked")  # whoever is only watched is passed on
         if self.service.audit is not None and self.service.audit.must_refuse:
             raise replies.unavailable("audit")
-        with trace.stage("body"):
-            body = await read_body(receive, headers, self.settings.listen, self._readers)
-        with self._admitted():  # only now: whoever sends slowly takes nobody's place
-            return await unless_gone(self._inferred(body, headers, snapshot, trace, (scope.get("client") or ("",))[0]), receive)
+        with self._bodies.body(principal.address) as held:
+            with trace.stage("body"):
+                most = snapshot.model.request_limits.body_bytes
+                body = await read_body(receive, headers, self.settings.listen, held, most_bytes=most)
+            with self._admitted():  # only now: whoever sends slowly takes nobody's place
+                return await unless_gone(self._inferred(body, headers, principal, snapshot, trace), receive)
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -138,9 +145,7 @@ class DataPlane:
         finally:
             self._in_flight -= 1
 
-    async def _inferred(self, body: bytes, headers: dict[str, str], snapshot: Snapshot, trace: Trace, peer: str) -> Reply:
-        principal = self.service.identity.principal(headers, peer)
-        trace.principal = principal.name
+    async def _inferred(self, body: bytes, headers: dict[str, str], principal: Principal, snapshot: Snapshot, trace: Trace) -> Reply:
         self._charge(principal.name, 1)  # also for what is not understood
         with trace.stage("parse"):
             parse = snapshot.dialect.parse_infer
@@ -169,8 +174,7 @@ class DataPlane:
 
     def _observed(self, trace: Trace) -> None:
         decision = trace.decision()
-        self.service.observe(decision, trace.evidence)
-        if trace.detail:
+        if self.service.observe(decision, trace.evidence) and trace.detail:
             log.info(
                 "request", request_id=trace.request_id, outcome=trace.outcome, reason=trace.reason or trace.degraded, detail=trace.detail
             )
@@ -182,6 +186,10 @@ def create_app(settings: Settings, observers: Sequence[Observer] = ()) -> DataPl
     Raises ConfigurationError for settings that contradict each other; what needs artefact, store or model server is checked at its start.
     """
     return DataPlane(GuardService(settings, observers))
+
+
+def _peer(scope: dict[str, Any]) -> str:
+    return (scope.get("client") or ("",))[0]
 
 
 def _denied(kind: str, detail: str, reason: str, status: int = 0) -> Refusal:

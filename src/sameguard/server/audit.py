@@ -1,9 +1,9 @@
 """The decision log: one JSON object a line for every inference request, refusals included, and no query's content.
 
-A thread of its own writes what a bounded queue hands it, so that a slow disk delays no answer. While the disk refuses, the thread holds
-what it has and tries again; what the queue has no room for is dropped and counted, or, with `block`, the flow stops answering: see
-`must_refuse`. The record of an answer is on disk soon after the answer, not before. The file is `server.audit_file`'s, reading it
-`server.audit_reading`'s.
+Only of requests that were denied may one line stand for many (`requests`, see `server.denials`). A thread of its own writes what a bounded
+queue hands it, so that a slow disk delays no answer. While the disk refuses, the thread holds what it has and tries again; what the queue
+has no room for is dropped and counted, or, with `block`, the flow stops answering: see `must_refuse`. The record of an answer is on disk
+soon after the answer, not before. The file is `server.audit_file`'s, reading it `server.audit_reading`'s.
 """
 
 import queue
@@ -48,6 +48,10 @@ class AuditLog:
         self._closing = threading.Event()
         try:
             self._file = AuditFile(settings.path, settings.rotate_bytes, settings.keep)
+        except BlockingIOError as error:  # its lock
+            raise ConfigurationError(
+                f"audit.path {settings.path} must be written by one guard, and another one holds it: give each a file of its own, or stop the other."
+            ) from error
         except OSError as error:
             raise ConfigurationError(f"audit.path {settings.path} must be a file that only this process writes, got: {error}.") from error
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
@@ -158,6 +162,7 @@ def _line(decision: Decision) -> bytes:
         "enforced": decision.enforced,
         "status": decision.status,
         "reason": decision.reason,
+        "requests": decision.requests,
         "proof": decision.proof,
         "cached": decision.cached,
         "degraded": decision.degraded,

@@ -111,12 +111,14 @@ def _record(line: bytes) -> Record | None:
     if not isinstance(record, dict) or not isinstance(record.get("unix"), int | float):
         return None
     return {
+        "time": "",
         "principal": "",
         "digest": "",
         "request_id": "",
         "outcome": "",
         "verdict": "",
         "rows": 0,
+        "requests": 1,
         "score": None,
         "stage_a_score": None,
     } | record
@@ -124,8 +126,9 @@ def _record(line: bytes) -> Record | None:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """requests, rows: of all records. judged: requests that the policy was asked about, of which `flagged` were not simply allowed.
+    """requests, rows: of all records, of which one may stand for many that were denied.
 
+    judged: requests that the policy was asked about, of which `flagged` were not simply allowed.
     flagged_share, interval: of the judged, with 95 % confidence; None where none was. scores: part -> quantile -> score of the most suspicious row.
     """
 
@@ -149,7 +152,7 @@ def summarise(records: Iterable[Record]) -> AuditSummary:
     scores = {"stage_a_score": array("d"), "score": array("d")}
     rows, first, last = 0, None, None
     for record in records:
-        outcomes[record["outcome"]] += 1
+        outcomes[record["outcome"]] += record["requests"]
         verdicts[record["verdict"]] += 1
         rows += record["rows"]
         first, last = first or record["time"], record["time"]

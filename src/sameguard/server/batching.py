@@ -1,7 +1,7 @@
 """Bounded micro-batches: an idle worker starts at once, and what queues meanwhile goes together, up to a number of rows.
 
-A full queue refuses at once instead of letting requests wait for an answer that comes too late; an item whose deadline has passed, or
-whose request was cancelled, leaves the queue before it costs anything. The work runs in a thread of its own, off the event loop.
+A full queue refuses at once instead of letting requests wait for an answer that comes too late; an item leaves the queue at its deadline,
+whoever is at work, or when its request is cancelled, before it costs anything. The work runs in a thread of its own, off the event loop.
 What the work is, and what happens to those who are refused, is the caller's.
 """
 
@@ -28,12 +28,19 @@ class DeadlineError(SameguardError, TimeoutError):
     """The item was not begun before its deadline."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting(Generic[Item, Result]):
+    """taken: it is in a batch, and no deadline counts any more."""
+
     item: Item
     rows: int
     deadline: float
     result: asyncio.Future[Result]
+    taken: bool = False
+
+    def expire(self) -> None:
+        if not self.taken and not self.result.done():
+            self.result.set_exception(DeadlineError(f"{self.rows} rows waited until their deadline: the queue is too slow for them."))
 
 
 class MicroBatcher(Generic[Item, Result]):
@@ -79,7 +86,7 @@ class MicroBatcher(Generic[Item, Result]):
         begun: it continues what has cost something already. It goes before what is new and is never refused for want of room, or a full
         queue would let requests in and throw them away half-way. What may be under way bounds it.
 
-        Raises QueueFullError at once where it does not fit, DeadlineError where it was not begun in time, and what the work raises.
+        Raises QueueFullError at once where it does not fit, DeadlineError at its deadline where it was not begun, and what the work raises.
         """
         waiting = self.waiting_rows
         idle = self._workers < self.parallel
@@ -91,7 +98,12 @@ class MicroBatcher(Generic[Item, Result]):
             self._workers += 1
             self._tasks.add(task := asyncio.create_task(self._run()))
             task.add_done_callback(self._tasks.discard)
-        return await entry.result
+            return await entry.result
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - self.clock()), entry.expire)
+        try:
+            return await entry.result
+        finally:
+            timer.cancel()
 
     async def _run(self) -> None:
         """Works until nothing waits. A cancelled caller has cancelled its future: such entries are dropped, never answered."""
@@ -121,10 +133,11 @@ class MicroBatcher(Generic[Item, Result]):
                 queue.popleft()
             elif entry.deadline <= now:
                 queue.popleft()
-                entry.result.set_exception(DeadlineError(f"{entry.rows} rows waited until their deadline: the queue is too slow for them."))
+                entry.expire()
             elif batch and rows + entry.rows > self.max_rows:
                 break
             else:
                 batch.append(queue.popleft())
+                entry.taken = True
                 rows += entry.rows
         return batch

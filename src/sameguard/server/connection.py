@@ -1,7 +1,8 @@
 """One client's connection: uvicorn's HTTP protocol with the limits that it has not.
 
 Slow headers, bodies in too many pieces, requests that pile up behind the one at work, answers that nobody reads: each would hold a connection,
-or memory, for as long as a client likes. What happens to a request that came whole is `server.app`'s.
+or memory, for as long as a client likes. How many there may be is `server.connection_limits`'s, what happens to a request that came whole
+`server.app`'s.
 """
 
 import asyncio
@@ -11,18 +12,20 @@ import h11
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sameguard.server.connection_limits import Connections
 from sameguard.server.settings import ListenSettings
 
 PARSER_BYTES = 64 * 2**10  # unparsed: headers (`listen.header_bytes` is smaller, and answered politely), requests behind the one at work
 
 
-def bounded_protocol(limits: ListenSettings) -> type[asyncio.Protocol]:
-    """For `uvicorn.Config(http=...)`."""
+def bounded_protocol(limits: ListenSettings, among: Connections | None = None) -> type[asyncio.Protocol]:
+    """For `uvicorn.Config(http=...)`. among: where its connections are counted, by default among themselves."""
 
     class Bounded(BoundedProtocol):
         pass
 
     Bounded.limits = limits
+    Bounded.among = among or Connections(limits.connections, limits.peer_connections)
     return Bounded
 
 
@@ -30,6 +33,7 @@ class BoundedProtocol(H11Protocol):
     """limits: header_seconds until headers are complete, body_pieces of one body, send_seconds until an answer is read."""
 
     limits: ClassVar[ListenSettings]
+    among: ClassVar[Connections]
     _headers_due: asyncio.TimerHandle | None = None
     _reading_due: asyncio.TimerHandle | None = None
 
@@ -38,6 +42,7 @@ class BoundedProtocol(H11Protocol):
         self.conn = _CountingConnection(self.limits.body_pieces)
         self.flow = _BoundedFlow(transport, self.conn)
         self._watch_headers()
+        self.among.opened(transport, self._address)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -51,6 +56,7 @@ class BoundedProtocol(H11Protocol):
         for timer in (self._headers_due, self._reading_due):
             if timer is not None:
                 timer.cancel()
+        self.among.closed(self.transport, self._address)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -62,6 +68,10 @@ class BoundedProtocol(H11Protocol):
         self.flow.resume_reading()  # what piled up is parsed now
         if self.transport.get_write_buffer_size():
             self._watch_reading()
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
 
     def _watch_headers(self) -> None:
         """uvicorn waits for ever: a client that sends a byte a minute would hold a connection for nothing."""

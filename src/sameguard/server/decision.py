@@ -28,9 +28,10 @@ class Decision:
     outcome: what the client got. verdict: what the policy said, "" where it was not asked; in shadow mode, and for principals outside the
     roll-out, the outcome is `allow` whatever the verdict. reason: why there is no answer, for operators (`queue-full`, `upstream-timeout`,
     `scorer-failed`, `quota`, `input-invalid` ...), "" otherwise. stage_a_score, score: of the most suspicious row, NaN where unknown.
-    level, work: of the challenge. issued: it is a new one, not the last one again. proof: "" where none was sent, else valid, expired, invalid,
-    mismatch or replayed. seconds: by stage. row_stage_a_scores, row_scores: of every row that was scored, for distributions: a batch's worst row
-    says nothing of how single queries are spread.
+    level, work: of the challenge, also of one that was not sent, in shadow mode. issued: it is a new one, not the last one again. proof: ""
+    where none was sent, else valid, expired, invalid, mismatch or replayed. seconds: by stage. row_stage_a_scores, row_scores: of every row
+    that was scored, for distributions: a batch's worst row says nothing of how single queries are spread. requests: how many this record
+    stands for, see `server.denials`.
     """
 
     time: float
@@ -56,6 +57,7 @@ class Decision:
     seconds: Mapping[str, float] = field(default_factory=dict)
     row_stage_a_scores: tuple[float, ...] = ()
     row_scores: tuple[float, ...] = ()
+    requests: int = 1
 
     def spread(self, part: str) -> tuple[float, ...]:
         """Scores that count in a distribution of single queries; part: stage_a or whole. Nothing for what was judged before."""

@@ -76,7 +76,7 @@ async def running_demo_server(graph: Path) -> AsyncIterator[str]:
     """Serves it on a free loopback port; its address."""
     import asyncio
 
-    config = uvicorn.Config(DemoServer(graph), port=0, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(DemoServer(graph), port=0, ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
     task = asyncio.create_task(server.serve())

@@ -110,9 +110,8 @@ class Flow:
         if refused or not len(open_rows):
             verdict = Verdict(action_of_batch(actions, snapshot.largest_work), worst_a, float("nan"))
             waits = self.settings.uniform_latency and trace.enforced
-            if waits:
-                await self._asked_upstream(asked, snapshot, trace)
-            return verdict, None
+            response = await self._asked_upstream(asked, snapshot, trace) if waits else None
+            return verdict, response  # where it is only coarsened, it is not asked twice
         response = await self._asked_upstream(asked, snapshot, trace)
         kept = found.reconstruction.take(open_rows)
         with trace.stage("stage_b"):
@@ -155,11 +154,14 @@ class Flow:
                 answer = await self.upstream.infer(dialect.infer_path, message, travelling)
             if answer.status != 200:
                 raise self._passed_on(answer, self._refund(asked, snapshot) if paid and answer.status >= 500 else None)
-            return dialect.parse_infer_response(answer.body, answer.headers, asked.request)
+            response = dialect.parse_infer_response(answer.body, answer.headers, asked.request)
+            self.upstream.understood()
+            return response
         except UpstreamFailedError as error:
             trace.detail = str(error)
             raise replies.upstream_failed(error.status, error.reason, self._refund(asked, snapshot) if paid else None) from error
         except WireError as error:
+            self.upstream.misunderstood()
             trace.detail = str(error)
             raise replies.upstream_failed(502, "upstream-answer", self._refund(asked, snapshot) if paid else None) from error
 
@@ -178,13 +180,14 @@ class Flow:
             elif model.output_kind == "labels":
                 values = response.tensor(model.output).array
             response = response.replaced(model.output, values)
+        told = {"guard-action": "coarsen"} if isinstance(action, Coarsen) and self.settings.policy.tell_coarsened else {}
         try:
             with trace.stage("respond"):
                 message = snapshot.dialect.build_infer_response(response, asked.request)
         except WireError as error:
             trace.detail = str(error)
             raise replies.upstream_failed(502, "upstream-answer") from error
-        return Reply(200, message.headers, message.body)
+        return Reply(200, {**message.headers, **told}, message.body)
 
     # ------------------------------------------------------------------ proofs
 
@@ -221,7 +224,11 @@ class Flow:
     async def _challenge(
         self, charge: Challenge, verdict: Verdict, asked: Asked, snapshot: Snapshot, trace: Trace, kind: str = "proof-of-work-required"
     ) -> Reply:
-        """A new challenge, or the last one for this query while most of its time is left: the derivation is ours to pay."""
+        """A new challenge, or the last one for this query while most of its time is left: the derivation is ours to pay.
+
+        Two who ask the same query as the same principal at the same time share a challenge. Whoever solves it first passes, the other one
+        gets a new one: they are one payer, who is charged at least once for each answer. Nobody else is ever shown it.
+        """
         now = time.time()
         trace.level, trace.work = charge.level, charge.work
         issued = verdict.issued
@@ -254,4 +261,4 @@ def passed_on(answer: UpstreamAnswer) -> Reply:
 
 
 def _bound(asked: Asked, snapshot: Snapshot) -> Bound:
-    return Bound(snapshot.model.name, snapshot.artifact_digest, asked.digest)
+    return Bound(snapshot.model.name, snapshot.artifact_digest, asked.digest, snapshot.prices)

@@ -82,6 +82,8 @@ class History:
         suspicious = decision.verdict not in MILD
         pictures = thumbnails_of(decision, evidence) if suspicious and self.settings.thumbnails and evidence is not None else None
         with self._lock:
+            if suspicious and decision.cached:
+                pictures = self._seen_before(decision)
             minute = self._minute()
             minute.counts[decision.outcome, decision.verdict] += 1
             if decision.issued:
@@ -107,6 +109,11 @@ class History:
             kept = [(number * 60, _copied(self._minutes.get(number))) for number in range(now - min(minutes, MINUTES) + 1, now + 1)]
             latencies = {stage: np.array(values) for stage, values in self._latencies.items() if values}
             return HistoryView(kept, np.array(self._scores), latencies, list(self._recent)[::-1])
+
+    def _seen_before(self, decision: Decision) -> Thumbnails | None:
+        """Pictures of the same query, as long as its first refusal is shown: what the verdict cache refuses is not reconstructed again."""
+        same = (other.thumbnails for other in reversed(self._recent) if other.decision.digest == decision.digest and other.thumbnails)
+        return next(same, None)
 
     def _minute(self) -> Minute:
         """The present minute; what is older than the last hours goes, and so does what a clock that was set back left in the future."""

@@ -16,10 +16,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Principal:
-    """name: digest of the key or address; it names the same principal in every instance and after every restart. trusted: see Identity."""
+    """name: digest of the key or address; it names the same principal in every instance and after every restart. trusted: see Identity.
+
+    address: the client's, of IPv6 its /64, whatever key was given: whose bodies count together while nobody has looked at them.
+    """
 
     name: str
     trusted_peer: bool = False
+    address: str = ""
 
     def within(self, share: float) -> bool:
         """Whether a roll-out to this share of principals includes it; who is in at 5 % stays in at 20 %."""
@@ -42,24 +46,24 @@ class Identity:
 
     def principal(self, headers: Mapping[str, str], peer: str) -> Principal:
         """By the configured header where it is given, by the client's address otherwise."""
-        trusted = self._is_trusted(peer)
+        trusted = self.is_trusted(peer)
+        address = household(self._client_address(headers, peer) if trusted else peer)
         key = headers.get(self.header) if self.header else None
-        if key:
-            return Principal(_digest("key", key), trusted)
-        return Principal(_digest("address", _household(self._client_address(headers, peer) if trusted else peer)), trusted)
+        return Principal(_digest("key", key) if key else _digest("address", address), trusted, address)
+
+    def is_trusted(self, address: str) -> bool:
+        """Whether it is one of our proxies."""
+        found = _address(address)
+        return found is not None and any(found in network for network in self.trusted)
 
     def _client_address(self, headers: Mapping[str, str], peer: str) -> str:
         """The first address from the right that is no proxy of ours: what stands left of it anyone may have written."""
         address = peer
         for hop in reversed([hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]):
             address = _without_port(hop[:64])
-            if not self._is_trusted(address):
+            if not self.is_trusted(address):
                 break
         return address
-
-    def _is_trusted(self, address: str) -> bool:
-        found = _address(address)
-        return found is not None and any(found in network for network in self.trusted)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -78,7 +82,7 @@ def _without_port(text: str) -> str:
     return text.partition(":")[0] if text.count(":") == 1 else text
 
 
-def _household(text: str) -> str:
+def household(text: str) -> str:
     """An address as a principal: who has one IPv6 address has all of its /64."""
     found = _address(text)
     if isinstance(found, ipaddress.IPv6Address):

@@ -1,6 +1,6 @@
 """Proofs of work over altcha: challenges are signed and forgotten, proofs are checked against nothing but our keys (serving.md 4).
 
-A challenge is bound to one query, model, artefact and key, and it expires; altcha signs all of it. A proof is parsed strictly before altcha
+A challenge is bound to one query, model, artefact, price list and key, and it expires; altcha signs all of it. A proof is parsed strictly before altcha
 sees it: size first, then base64 and JSON that no other reader can take for something else, every member known and of its type. Nothing in
 it is believed before the signature holds, and no key derivation runs on the way: the signed `keySignature` decides. What altcha leaves out,
 that a proof is spent once, is `server.replay`: `Verdict.nonce` must be redeemed there before the upstream is asked.
@@ -35,7 +35,7 @@ NAME_BYTES = 256  # of a model's name in a challenge: the proof has to fit its h
 REFUND = Puzzle("PBKDF2/SHA-256", cost=1, seconds_per_try=1e-6)
 PARAMETERS = {"algorithm", "cost", "keyLength", "keyPrefix", "nonce", "salt", "keySignature", "expiresAt", "data"}
 OF_SOME_PUZZLES = {"memoryCost", "parallelism"}
-BINDING = {"d", "m", "k", "l", "a"}
+BINDING = {"d", "m", "k", "l", "a", "p"}
 HEX_32, HEX_64 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 HEX_64_ANY_CASE = re.compile(r"[0-9a-fA-F]{64}")
 KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -67,11 +67,12 @@ class ProofKey:
 
 
 class Bound(NamedTuple):
-    """What a proof is good for. query_digest: the canonical one, 32 bytes."""
+    """What a proof is good for. query_digest: the canonical one, 32 bytes. prices: names the price list that it was charged by, to us alone."""
 
     model: str
     artifact_digest: str
     query_digest: bytes
+    prices: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Proofs:
         self.ttl_seconds = ttl_seconds
         self.boot_id = boot_id
         self._keys = {key.kid: (key.part(b"challenge"), key.part(b"solution")) for key in keys}
+        self._price_keys = {key.kid: key.part(b"prices") for key in keys}
         self._signing_kid = keys[0].kid
         try:
             seconds_per_try(puzzle, tries=1)
@@ -189,18 +191,21 @@ class Proofs:
         data = parameters.data
         if data.get("b") != self.boot_id:
             return Verdict(ProofResult.EXPIRED, "it was issued in another life of this process, or with another store")
-        for name, wanted in (("d", _digest_text(bound.query_digest)), ("m", bound.model), ("a", bound.artifact_digest)):
+        for name, wanted in self._binding(bound, data["k"]).items():
             if data[name] != wanted:
                 return Verdict(ProofResult.MISMATCH, f"it is for another {WHAT[name]}")
         return Verdict(ProofResult.VALID, "", parameters.nonce, parameters.expires_at, data["l"])
+
+    def _binding(self, bound: Bound, kid: str) -> dict[str, str]:
+        # under a key: whoever guesses cut points and prices must not see that he is right
+        prices = hmac.new(self._price_keys[kid], bound.prices.encode(), hashlib.sha256).hexdigest()[:16]
+        return {"d": _digest_text(bound.query_digest), "m": bound.model, "a": bound.artifact_digest, "p": prices}
 
     def _signed(self, puzzle: Puzzle, counter: int, level: int, bound: Bound, now: float) -> altcha.Challenge:
         if len(bound.model.encode()) > NAME_BYTES or len(bound.artifact_digest.encode()) > NAME_BYTES:
             raise ConfigurationError(f"names in a challenge must have at most {NAME_BYTES} bytes, got model {bound.model[:40]!r}...")
         secret, key_secret = self._keys[self._signing_kid]
-        data: dict[str, Any] = {
-            "d": _digest_text(bound.query_digest), "m": bound.model, "k": self._signing_kid, "l": level, "a": bound.artifact_digest
-        }  # fmt: skip
+        data: dict[str, Any] = {**self._binding(bound, self._signing_kid), "k": self._signing_kid, "l": level}
         if self.boot_id is not None:
             data["b"] = self.boot_id
         return altcha.create_challenge(
@@ -218,7 +223,7 @@ class Proofs:
         )
 
 
-WHAT = {"d": "query", "m": "model", "a": "artefact"}
+WHAT = {"d": "query", "m": "model", "a": "artefact", "p": "price list"}
 
 
 def new_boot_id() -> str:

@@ -13,7 +13,7 @@ RETRY_SECONDS = 1  # after overload
 FAILED_PROOFS = {
     "expired": "the proof came too late, or was issued in another life of the guard",
     "invalid": "the proof is not one of this guard's, or its solution is wrong",
-    "mismatch": "the proof was paid for another query, model or artefact",
+    "mismatch": "the proof was paid for another query, model or artefact, or at another price",
     "replayed": "the proof was used before",
 }
 

@@ -15,6 +15,7 @@ from sameguard.errors import SameguardError
 from sameguard.protocol import BINARY_EXTENSION, Dialect, InvalidResponseError, WireError, ask, check_metadata
 from sameguard.server.audit import AuditLog
 from sameguard.server.decision import Decision, Evidence, Observer
+from sameguard.server.denials import Denials
 from sameguard.server.flow import Flow
 from sameguard.server.history import History
 from sameguard.server.identity import Identity, Quotas
@@ -22,12 +23,15 @@ from sameguard.server.keys import make_proofs
 from sameguard.server.openapi import openapi_document
 from sameguard.server.proofs import new_boot_id
 from sameguard.server.replay import MemoryReplayStore, ReplayStore, StoreUnavailableError, open_redis
+from sameguard.server.scoring import ScoringQueue
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot, load_snapshot, policy_lines
+from sameguard.server.spoken_dialects import NO_DOOR, dialect_hint
 from sameguard.server.telemetry import DecisionLog, Telemetry, score_buckets
 from sameguard.server.upstream import Upstream, UpstreamFailedError
 from sameguard.server.verdicts import VerdictCache
 
+UPSTREAM = "model server"  # the check of it
 LOOK_SECONDS = 2.0  # between looks at a model server that has not been checked yet, or has stopped answering
 log = structlog.get_logger("sameguard")
 
@@ -66,6 +70,7 @@ class GuardService:
         self.history = History(settings.admin)
         self.extra_observers = tuple(observers)
         self.observers: tuple[Observer, ...] = ()
+        self.denials: Denials | None = None
         self.snapshot: Snapshot | None = None
         self.flow: Flow | None = None
         self.store: ReplayStore | None = None
@@ -75,8 +80,10 @@ class GuardService:
         self.canary_failure = ""
         self._issuing = ThreadPoolExecutor(1, thread_name_prefix="challenges")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._users: dict[Snapshot, int] = {}
+        self._users: dict[ScoringQueue, int] = {}  # requests that may still score there
         self._reloading = asyncio.Lock()
+        self._trouble: SameguardError | None = None  # what the last look at the model server found
+        self._failed: set[str] = set()  # checks that were logged as failed
 
     # ------------------------------------------------------------------ life
 
@@ -90,14 +97,16 @@ class GuardService:
         self.telemetry = Telemetry((self.snapshot.model.name,), _buckets(self.snapshot), lambda: self.snapshot.queue.waiting_rows)
         self.telemetry.artifact(self.snapshot.artifact_digest, str(self.snapshot.scorer.provider))
         self.flow = Flow(settings, self.upstream, proofs, self.store, VerdictCache(settings.cache), self._issuing)
-        own: list[Observer] = [self.telemetry, self.history]
-        if structlog.is_configured():  # left alone it prints everything, scores included
-            own.append(DecisionLog())
+        logs: list[Observer] = [DecisionLog()] if structlog.is_configured() else []  # left alone it prints everything, scores included
         if self.audit is not None:
-            own.append(self.audit)
-        self.observers = (*own, *self.extra_observers)
-        with contextlib.suppress(UpstreamFailedError):  # it may start after us; until it is checked nothing is answered
+            logs.append(self.audit)
+        self.denials = Denials(logs, settings.audit.denied_a_minute)
+        self.observers = (self.telemetry, self.history, *self.extra_observers)
+        try:
             await self._check_upstream()
+        except UpstreamFailedError as error:  # it may start after us; until it is checked nothing is enforced, and nothing answered
+            self._trouble = error
+        self._tell(await self.readiness())
         self._tasks.add(asyncio.create_task(self._watch_upstream()))
         log.info(
             "started", artifact=self.snapshot.artifact_digest[:12], mode=settings.mode, upstream=settings.upstream.url, checked=self.checked
@@ -114,6 +123,8 @@ class GuardService:
         self._issuing.shutdown(wait=False, cancel_futures=True)
         if self.snapshot is not None:
             self.snapshot.queue.close()
+        if self.denials is not None:
+            self.denials.flush(now=True)
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)
 
@@ -123,23 +134,32 @@ class GuardService:
     async def using(self) -> AsyncIterator[Snapshot]:
         """The current snapshot, kept open until this request is through with it."""
         snapshot = self.snapshot
-        self._users[snapshot] = self._users.get(snapshot, 0) + 1
+        queue = snapshot.queue
+        self._users[queue] = self._users.get(queue, 0) + 1
         try:
             yield snapshot
         finally:
-            self._users[snapshot] -= 1
-            if self._users[snapshot] == 0:
-                del self._users[snapshot]
-                if snapshot is not self.snapshot:
-                    snapshot.queue.close()
+            self._users[queue] -= 1
+            if self._users[queue] == 0:
+                del self._users[queue]
+                if queue is not self.snapshot.queue:
+                    queue.close()
 
     def _lost(self, records: int) -> None:
         if self.telemetry is not None:
             self.telemetry.degraded("audit-dropped", records)
 
-    def observe(self, decision: Decision, evidence: Evidence | None) -> None:
+    def observe(self, decision: Decision, evidence: Evidence | None) -> bool:
+        """Tells everyone. Whether the logs have a line for this request alone."""
+        has_line = self.denials.observe(decision, evidence)
         for observer in self.observers:
             observer.observe(decision, evidence)
+        return has_line
+
+    def connection_shed(self) -> None:
+        """A connection was closed to keep within the limits of `listen`."""
+        if self.telemetry is not None:
+            self.telemetry.failed("connections")
 
     # ------------------------------------------------------------------ operation
 
@@ -195,12 +215,19 @@ class GuardService:
         async with self._reloading:
             binary = self.snapshot.model.binary_tensors
             fresh = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=binary)
+            try:
+                await self._check_model(fresh.dialect)
+            except UpstreamFailedError as error:  # as at the start: it is checked once it answers
+                self.checked, self._trouble = False, error
+            except BaseException:
+                fresh.queue.close()
+                raise
             old, self.snapshot = self.snapshot, fresh
-            if old not in self._users:
+            if old.queue not in self._users:
                 old.queue.close()
             self.telemetry.artifact(fresh.artifact_digest, str(fresh.scorer.provider), _buckets(fresh))
             log.info("reloaded", artifact=fresh.artifact_digest[:12], before=old.artifact_digest[:12])
-        with contextlib.suppress(UpstreamFailedError, WireError):
+        with contextlib.suppress(UpstreamFailedError):
             await self._ask_canaries()
         return fresh.artifact_digest
 
@@ -208,26 +235,48 @@ class GuardService:
 
     async def _check_upstream(self) -> None:
         """Is it the model that the artefact was made for? Raises UpstreamFailedError; ConfigurationError where it says that it is another."""
-        settings, dialect = self.settings, self.snapshot.dialect
-        ready = await self.upstream.get(dialect.ready_path)
-        if ready.status != 200:
-            raise UpstreamFailedError(
-                f"model server {settings.upstream.url} is not ready, got status {ready.status}.", "upstream-not-ready"
-            )
-        if settings.upstream.binary is None and await self._speaks_binary(dialect) != dialect.model.binary_tensors:
-            await self._with_binary_tensors()
-        if dialect.metadata_path is not None:
-            found = await self.upstream.get(dialect.metadata_path)
-            if found.status == 200:
-                try:
-                    check_metadata(dialect.parse_metadata(found.body), dialect.model)
-                except InvalidResponseError as error:
-                    raise UpstreamFailedError(str(error), "upstream-metadata") from error
-        self.checked = True
-        with contextlib.suppress(WireError):
-            await self._ask_canaries()
+        async with self._reloading:  # what is found out is about this snapshot, and goes into no other
+            dialect = self.snapshot.dialect
+            await self._check_ready(dialect)
+            await self._check_model(dialect)
+            if self.settings.upstream.binary is None:
+                self.snapshot = self.snapshot.speaking_binary(await self._speaks_binary(dialect))
+            self.checked, self._trouble = True, None
+        await self._ask_canaries()
         if not self.canary_failure:
-            self.upstream.failures = 0
+            self.upstream.understood()
+
+    async def _check_ready(self, dialect: Dialect) -> None:
+        """Raises UpstreamFailedError. A server without a door for it is ready where the dialect leaves that open."""
+        chosen = self.settings.upstream
+        status = (await self.upstream.get(dialect.ready_path)).status
+        if 200 <= status < 300:
+            return
+        hint = await dialect_hint(self._status_of, chosen) if status in NO_DOOR else ""
+        if status not in NO_DOOR or not dialect.ready_is_optional:
+            remedy = hint or ("check upstream.dialect and upstream.model" if status in NO_DOOR else "it is asked again until it is")
+            message = f"model server {chosen.url} must be ready, got status {status} from {dialect.ready_path}: {remedy}."
+            raise UpstreamFailedError(message, "upstream-not-ready")
+        if hint:
+            log.warning("model server", path=dialect.ready_path, status=status, hint=hint)
+
+    async def _status_of(self, path: str) -> int | None:
+        try:
+            return (await self.upstream.get(path)).status
+        except UpstreamFailedError:
+            return None
+
+    async def _check_model(self, dialect: Dialect) -> None:
+        """Raises UpstreamFailedError where its metadata cannot be had, ConfigurationError where they are another model's."""
+        if dialect.metadata_path is None:
+            return
+        found = await self.upstream.get(dialect.metadata_path)
+        if found.status != 200:
+            return
+        try:
+            check_metadata(dialect.parse_metadata(found.body), dialect.model)
+        except InvalidResponseError as error:
+            raise UpstreamFailedError(str(error), "upstream-metadata") from error
 
     async def _speaks_binary(self, dialect: Dialect) -> bool:
         if dialect.extensions_path is None:
@@ -238,30 +287,36 @@ class GuardService:
         except WireError:
             return False
 
-    async def _with_binary_tensors(self) -> None:
-        old = self.snapshot
-        self.snapshot = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=True)
-        if old not in self._users:
-            old.queue.close()
-
     async def _ask_canaries(self) -> None:
         """Compares the model server's answers to benign queries with those at calibration; a shift is a warning, and the operator's to judge."""
         snapshot = self.snapshot
         if not self.settings.canary.enabled or not len(snapshot.calibration.canary_queries):
             return
         queries, dialect, parts = snapshot.calibration.canary_queries, snapshot.dialect, []
-        for start in range(0, len(queries), snapshot.model.max_rows):
-            request = ask(queries[start : start + snapshot.model.max_rows], snapshot.model)
+        single = self.settings.upstream.dialect == "plain-json" and not self.settings.upstream.plain_json.batched
+        rows = 1 if single else snapshot.model.max_rows
+        for start in range(0, len(queries), rows):
+            request = ask(queries[start : start + rows], snapshot.model)
             answer = await self.upstream.infer(dialect.infer_path, dialect.build_infer(request), {})
             if answer.status != 200:
-                self.canary_failure = f"model server answered canary queries with status {answer.status}"
+                self._canaries_failed(f"model server answered canary queries with status {answer.status}")
                 return
-            parts.append(dialect.parse_infer_response(answer.body, answer.headers, request).probs)
+            try:
+                parts.append(dialect.parse_infer_response(answer.body, answer.headers, request).probs)
+            except WireError as error:
+                self.upstream.misunderstood()
+                self._canaries_failed(f"model server's answer to canary queries cannot be read: {error}")
+                return
         shift = float(0.5 * np.abs(np.concatenate(parts) - snapshot.calibration.canary_probs).sum(axis=1).mean())
         self.canary_shift, self.canary_failure = shift, ""
         self.telemetry.canary(shift)
         if not shift <= CANARY_TOLERANCE:
             log.warning("canary", shift=round(shift, 4), meaning="the model server answers otherwise than at calibration: calibrate again")
+
+    def _canaries_failed(self, detail: str) -> None:
+        if detail != self.canary_failure:
+            log.warning("canary", detail=detail)
+        self.canary_failure = detail
 
     async def _watch_upstream(self) -> None:
         """Checks the model server until it has been seen once, looks after one that fails, and asks the canary queries again."""
@@ -269,24 +324,43 @@ class GuardService:
         canaries_at = loop.time() + self.settings.canary.seconds
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            self.denials.flush()
             try:
                 if not self.checked or self.upstream.failures >= self.settings.upstream.ready_failures:
                     await self._check_upstream()
                 elif self.settings.canary.seconds and loop.time() >= canaries_at:
                     canaries_at = loop.time() + self.settings.canary.seconds
                     await self._ask_canaries()
-            except (UpstreamFailedError, WireError):
-                continue  # readiness tells
+            except UpstreamFailedError as error:
+                self._is_in_trouble(error)
             except SameguardError as error:
                 self.checked = False
-                log.error("model server is not the one that was calibrated", detail=str(error))
+                self._is_in_trouble(error)
+            self._tell(await self.readiness())
+
+    def _is_in_trouble(self, error: SameguardError) -> None:
+        if _reason(error) != _reason(self._trouble):  # another one than was logged
+            self._failed.discard(UPSTREAM)
+        self._trouble = error
+
+    def _tell(self, readiness: Readiness) -> None:
+        """Logs what makes the guard not ready, and what no longer does, once each time that it changes."""
+        if self.draining:  # a stop was told already
+            return
+        failed = {check.name: check.detail for check in readiness.checks if check.state == "failed"}
+        for name in failed.keys() - self._failed:
+            log.warning("not ready", check=name, detail=failed[name], mode=self.settings.mode)
+        for name in self._failed - failed.keys():
+            log.info("ready again", check=name)
+        self._failed = set(failed)
 
     def _upstream_check(self) -> Check:
         if not self.checked:
-            return Check("model server", "failed", f"{self.settings.upstream.url} has not been checked yet, or is another model")
+            return Check(UPSTREAM, "failed", str(self._trouble or f"{self.settings.upstream.url} has not been checked yet"))
+        trouble = f": {self._trouble}" if self._trouble is not None else ""
         if self.upstream.failures >= self.settings.upstream.ready_failures:
-            return Check("model server", "failed", f"{self.upstream.failures} failures in a row")
-        return Check("model server", "ok", self.settings.upstream.url)
+            return Check(UPSTREAM, "failed", f"{self.upstream.failures} failures in a row{trouble}")
+        return Check(UPSTREAM, "ok", self.settings.upstream.url)
 
     def _audit_check(self, audit: AuditLog) -> Check:
         if audit.ready and not audit.dropped:
@@ -307,12 +381,16 @@ class GuardService:
         )
 
 
+def _reason(error: SameguardError | None) -> str:
+    return "" if error is None else getattr(error, "reason", type(error).__name__)
+
+
 def _buckets(snapshot: Snapshot) -> tuple[float, ...]:
     return score_buckets(snapshot.calibration.scores, snapshot.calibration.stage_a_scores)
 
 
 async def _open_store(settings: Settings) -> ReplayStore:
     chosen = settings.proofs
-    if chosen.store == "memory":
+    if chosen.shared_store is None:
         return MemoryReplayStore(skew_seconds=chosen.skew_seconds)
-    return await open_redis(chosen.store, skew_seconds=chosen.skew_seconds)
+    return await open_redis(chosen.shared_store, skew_seconds=chosen.skew_seconds)

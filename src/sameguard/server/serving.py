@@ -7,18 +7,24 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import structlog
 import uvicorn
 
 from sameguard.errors import ConfigurationError
 from sameguard.server.admin import create_admin
 from sameguard.server.app import DataPlane
 from sameguard.server.connection import bounded_protocol
+from sameguard.server.connection_limits import ACCEPTED_AT_ONCE, ADMIN_CONNECTIONS, Connections, affordable_connections
 from sameguard.server.service import GuardService
 from sameguard.server.settings import Settings
 
+log = structlog.get_logger("sameguard")
+
 
 async def serve(settings: Settings, started: Callable[[str, str | None], None] = lambda data, admin: None) -> None:
-    """Serves until SIGTERM or Ctrl-C. started: told both addresses once they answer; the second is None without an admin port.
+    """Serves until SIGTERM or Ctrl-C; a second one does not wait for what is in flight.
+
+    started: told both addresses once they answer; the second is None without an admin port.
 
     Raises what `GuardService.start` raises, and ConfigurationError where a port cannot be taken.
     """
@@ -30,8 +36,9 @@ async def serve(settings: Settings, started: Callable[[str, str | None], None] =
         service = GuardService(settings)
         try:
             await service.start()
-            data = _Server(_config(DataPlane(service), settings))
-            admin = None if admin_socket is None else _Server(_config(create_admin(service, settings.admin), settings))
+            data = _Server(_config(DataPlane(service), settings, _connections(service)))
+            operators = Connections(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS)
+            admin = None if admin_socket is None else _Server(_config(create_admin(service, settings.admin), settings, operators))
             await _run(service, data, data_socket, admin, admin_socket, started)
         finally:
             await service.close()
@@ -50,7 +57,12 @@ async def _run(
 
     def stop() -> None:
         if service.draining:  # asked twice: now
-            data.force_exit = True
+            log.warning("stopping at once")
+            for server in (data, admin):
+                if server is not None:
+                    server.exit_now()
+            return
+        log.info("stopping", grace_seconds=service.settings.listen.grace_seconds)
         service.draining = True
         data.should_exit = True
 
@@ -61,7 +73,9 @@ async def _run(
         data_task = asyncio.create_task(data.serve(sockets=[data_socket]))
         while not data.started and not data_task.done():
             await asyncio.sleep(0.01)
-        started(_address(data_socket), None if admin_socket is None else _address(admin_socket))
+        addresses = _address(data_socket), None if admin_socket is None else _address(admin_socket)
+        log.info("listening", guard=addresses[0], admin=addresses[1])
+        started(*addresses)
         await data_task
         if admin is not None and admin_task is not None:
             admin.should_exit = True
@@ -78,17 +92,32 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def exit_now(self) -> None:
+        """Whoever still waits for an answer gets none."""
+        self.should_exit = self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
+
+def _connections(service: GuardService) -> Connections:
+    """Of clients, as many as the settings and the process allow."""
+    listen = service.settings.listen
+    most = affordable_connections(listen.connections, service.settings.upstream.connections)
+    return Connections(most, listen.peer_connections, is_trusted=service.identity.is_trusted, shed=service.connection_shed)
+
+
+def _config(app: Any, settings: Settings, among: Connections) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=bounded_protocol(settings.listen),
+        http=bounded_protocol(settings.listen, among),
+        backlog=ACCEPTED_AT_ONCE,
         ws="none",
         lifespan="off",
         proxy_headers=False,
         server_header=False,
         access_log=False,
         log_config=None,
+        log_level="warning",  # where we listen we say ourselves, once for both
         timeout_keep_alive=5,
         timeout_graceful_shutdown=max(1, round(settings.listen.grace_seconds)),
     )

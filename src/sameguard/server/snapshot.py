@@ -1,7 +1,9 @@
 """What one artefact decides, as one immutable value: a reload swaps it whole, and a request keeps the one that it began with."""
 
+import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from sameguard.calibration import Calibration
 from sameguard.errors import ArtifactError, ConfigurationError
@@ -42,6 +44,15 @@ class Snapshot:
     @property
     def largest_work(self) -> int | None:
         return getattr(self.policy, "largest_work", None)
+
+    def speaking_binary(self, binary_tensors: bool) -> "Snapshot":
+        """The same before a model server that takes binary tensors, or does not; both share one queue."""
+        return replace(self, dialect=type(self.dialect)(replace(self.model, binary_tensors=binary_tensors)))
+
+    @cached_property
+    def prices(self) -> str:
+        """A name for what the policy does and charges, the same in every instance with the same settings and artefact."""
+        return hashlib.sha256("\n".join(policy_lines(self.policy)).encode()).hexdigest()[:16]
 
 
 def load_snapshot(settings: Settings, *, binary_tensors: bool) -> Snapshot:
@@ -111,7 +122,7 @@ def model_contract(settings: Settings, scorer: Scorer, binary_tensors: bool) -> 
         parameters=upstream.parameters,
         max_rows=settings.listen.max_rows,
         binary_tensors=binary_tensors,
-        limits=Limits(settings.listen.body_bytes, settings.listen.inflate_ratio),
+        limits=Limits(settings.listen.body_bytes, settings.listen.inflate_ratio, upstream.response_bytes),
         plain_json=PlainJsonPaths(paths.infer, paths.health, paths.tensor, paths.probs, paths.batched),
     )
 

@@ -110,6 +110,10 @@ class Telemetry:
             if stage == "upstream":
                 self._upstream.observe(seconds)
 
+    def failed(self, reason: str) -> None:
+        """Counts what got no answer before it was a request."""
+        self._failures.labels(self._reason("failed", reason)).inc()
+
     def degraded(self, reason: str, count: int = 1) -> None:
         """Counts what went without something it should have: an unscored answer, a lost record."""
         self._degraded.labels(self._reason("degraded", reason)).inc(count)
@@ -169,7 +173,7 @@ def _told(decision: Decision) -> dict[str, Any]:
     return {
         "request_id": decision.request_id, "principal": decision.principal, "model": decision.model, "rows": decision.rows,
         "outcome": decision.outcome, "verdict": decision.verdict, "enforced": decision.enforced, "status": decision.status,
-        "reason": decision.reason, "proof": decision.proof, "degraded": decision.degraded,
+        "requests": decision.requests, "reason": decision.reason, "proof": decision.proof, "degraded": decision.degraded,
         "seconds": round(sum(decision.seconds.values()), 6),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sameguard.policies import Challenge
 from sameguard.server.decision import Decision, Evidence
 from sameguard.server.verdicts import Verdict
 
@@ -46,7 +47,10 @@ class Trace:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def judged(self, verdict: str, found: Verdict) -> None:
+        """Also what a challenge would cost, where none is sent: shadow mode shows the price before anybody pays it."""
         self.verdict = verdict
+        if isinstance(found.action, Challenge):
+            self.level, self.work = found.action.level, found.action.work
         self.stage_a_score, self.score = found.stage_a_score, found.score
 
     def decision(self) -> Decision:

@@ -38,7 +38,8 @@ class UpstreamAnswer:
 class Upstream:
     """Asks the model server. Open it in the event loop that uses it.
 
-    failures: since it last answered an inference request. That it is healthy, by its own word, ends no row of them.
+    failures: since it last answered an inference request: no answer, 5xx, or one that is no answer (`misunderstood`). That it is healthy, by
+    its own word, ends no row of them.
     """
 
     def __init__(self, settings: UpstreamSettings) -> None:
@@ -63,11 +64,24 @@ class Upstream:
             await self._session.close()
 
     async def infer(self, path: str, message: Message, headers: Mapping[str, str]) -> UpstreamAnswer:
-        """The answer to one inference request. headers: the client's that travel. Raises UpstreamFailedError."""
+        """The answer to one inference request; whoever reads it says whether it was `understood`. headers: the client's that travel.
+
+        Raises UpstreamFailedError.
+        """
         answer = await self._ask("POST", path, {**headers, **message.headers}, message.body, self.settings.response_bytes)
-        if answer.status < 500:
-            self.failures = 0
+        if 400 <= answer.status < 500:  # it is well; the request was not
+            self.understood()
+        elif answer.status < 400 and answer.status != 200:  # neither an answer nor an error
+            self.misunderstood()
         return answer
+
+    def understood(self) -> None:
+        """The last inference was answered."""
+        self.failures = 0
+
+    def misunderstood(self) -> None:
+        """What came with status 200 is no answer to the request."""
+        self.failures += 1
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> UpstreamAnswer:
         """Metadata or health. Raises UpstreamFailedError."""

@@ -1,5 +1,7 @@
 """Where scored rows are written: `.parquet`, `.jsonl`, `.csv` or `.npz`, row by row, and in place only once all are there.
 
+The file is for its owner only: scores of many queries tell a thief which of them pass.
+
 What a format has no type for is written as JSON text (lists, objects) or as text (times, decimals). An unknown value is null; in `.csv`
 empty; in `.npz` NaN, -1 in columns of truth values, and "" in text.
 """
@@ -60,6 +62,7 @@ def open_output(path: Path, columns: Mapping[str, Kind], *, overwrite: bool) -> 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     output = None
     try:
+        temporary.touch(0o600)  # whoever opens it for writing keeps this mode
         output = OUTPUTS[path.suffix](temporary, columns)
         yield output
         output.finish()
@@ -159,11 +162,11 @@ class ArraysOutput:
         self.path = path
         self.columns = columns
         self.lines_path = path.with_name(f"{path.name}.lines")
+        self.lines_path.touch(0o600)
         self.lines = self.lines_path.open("w+b")
         self.rows = 0
         self.widest = dict.fromkeys(columns, 1)
         self.incomplete: set[str] = set()
-        path.touch()
 
     def write(self, rows: ScoredRows) -> None:
         for row in _rows(rows, self.columns):

@@ -22,10 +22,10 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 async def check_deployment(prober: Prober, settings: Settings, upstream_answers: bool, clock: Callable[[], float]) -> list[Finding]:
     """Settings, artefact, store and machine; the served model where the model server answers."""
     findings = [*_mode(settings), *_admin(settings), *_files(settings), _torch()]
-    if settings.proofs.store == "memory":
+    if settings.proofs.shared_store is None:
         findings.append(Finding("replay store", "ok", "memory: right for one process, and challenges die with it"))
     else:
-        findings += await _store(settings, clock)
+        findings += await _store(settings, settings.proofs.shared_store, clock)
     try:
         scorer = await asyncio.to_thread(Scorer, settings.artifact, engine=settings.scorer.engine, threads=settings.scorer.threads)
     except (SameguardError, OSError) as error:
@@ -119,13 +119,13 @@ async def _metadata(prober: Prober, settings: Settings, scorer: Scorer) -> Findi
     return Finding(name, "ok", f"{model.name} has the artefact's input and output")
 
 
-async def _store(settings: Settings, clock: Callable[[], float]) -> list[Finding]:
+async def _store(settings: Settings, address: str, clock: Callable[[], float]) -> list[Finding]:
     """The replay store: whether it may forget, and whether its clock is ours."""
     name = "replay store"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReplayStoreWarning)
         try:
-            store = await open_redis(settings.proofs.store, skew_seconds=settings.proofs.skew_seconds)
+            store = await open_redis(address, skew_seconds=settings.proofs.skew_seconds)
         except SameguardError as error:
             return [Finding(name, "problem", str(error), "no proof can be redeemed without it")]
     forgets = [str(warning.message) for warning in caught if issubclass(warning.category, ReplayStoreWarning)]

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from sameguard.server.doctor.findings import Finding
 from sameguard.server.doctor.probing import Prober, Reply, is_loopback, machine_addresses
 from sameguard.server.settings import UpstreamSettings
+from sameguard.server.spoken_dialects import NO_DOOR, dialect_hint
 
 CLOSED = (401, 403, 404, 410, 501)
 PORTS = {
@@ -55,7 +56,7 @@ async def check_reach(prober: Prober, upstream: UpstreamSettings, own_addresses:
     """Whether the model server answers, and whether others than this machine can ask it."""
     addresses, reply = await asyncio.gather(prober.addresses(), prober.get(_health_path(upstream)))
     loopback = bool(addresses) and all(map(is_loopback, addresses))
-    findings = [_answering(upstream, reply)]
+    findings = [await _answering(prober, upstream, reply)]
     if not addresses:
         findings.append(Finding("upstream address", "unknown", f"{prober.host} does not resolve", "check upstream.url"))
     elif not loopback:
@@ -79,13 +80,26 @@ def _health_path(upstream: UpstreamSettings) -> str:
     )
 
 
-def _answering(upstream: UpstreamSettings, reply: Reply) -> Finding:
+async def _answering(prober: Prober, upstream: UpstreamSettings, reply: Reply) -> Finding:
+    """The check that the guard makes before it answers anything."""
+    path = _health_path(upstream)
     if reply.status is None:
         return Finding(
             "upstream", "problem", f"{upstream.url} does not answer: {reply.error}", "start the model server, or check upstream.url"
         )
-    if reply.status != 200:
-        return Finding("upstream", "warning", f"health answers {reply.status}", "check upstream.dialect and upstream.model")
+    if reply.status in NO_DOOR:
+
+        async def status_of(other: str) -> int | None:
+            return (await prober.get(other)).status
+
+        hint = await dialect_hint(status_of, upstream)
+        if upstream.dialect != "plain-json":
+            return Finding("upstream", "warning", f"{path} answers {reply.status}", hint or "check upstream.dialect and upstream.model")
+        found = f"answers; it has no health door at {path} ({reply.status}), which the guard does without"
+        return Finding("upstream", "warning" if hint else "ok", found, hint or "upstream.plain_json.health names another path")
+    if not 200 <= reply.status < 300:
+        remedy = "check upstream.plain_json.health" if upstream.dialect == "plain-json" else "check the model server"
+        return Finding("upstream", "warning", f"{path} answers {reply.status}: the guard waits until it is well", remedy)
     return Finding("upstream", "ok", "answers and is healthy")
 
 
