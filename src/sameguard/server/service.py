@@ -12,7 +12,6 @@ import structlog
 
 from sameguard.calibration import CANARY_TOLERANCE
 from sameguard.errors import SameguardError
-from sameguard.protocol import BINARY_EXTENSION, Dialect, InvalidResponseError, WireError, ask, check_metadata
 from sameguard.server.audit import AuditLog
 from sameguard.server.decision import Decision, Evidence, Observer
 from sameguard.server.denials import Denials
@@ -20,13 +19,13 @@ from sameguard.server.flow import Flow
 from sameguard.server.history import History
 from sameguard.server.identity import Identity, Quotas
 from sameguard.server.keys import make_proofs
+from sameguard.server.model_server import CanariesUnansweredError, ModelServer
 from sameguard.server.openapi import openapi_document
 from sameguard.server.proofs import new_boot_id
 from sameguard.server.replay import MemoryReplayStore, ReplayStore, StoreUnavailableError, open_redis
 from sameguard.server.scoring import ScoringQueue
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot, load_snapshot, policy_lines
-from sameguard.server.spoken_dialects import NO_DOOR, dialect_hint
 from sameguard.server.telemetry import DecisionLog, Telemetry, score_buckets
 from sameguard.server.upstream import Upstream, UpstreamFailedError
 from sameguard.server.verdicts import VerdictCache
@@ -63,6 +62,7 @@ class GuardService:
     def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
         self.settings = settings
         self.upstream = Upstream(settings.upstream)
+        self.model_server = ModelServer(self.upstream)
         self.identity = Identity(settings.identity, settings.listen.trusted_proxies)
         self.quotas = Quotas(settings.quota)
         self.audit = None if settings.audit.path is None else AuditLog(settings.audit, on_drop=self._lost)
@@ -216,7 +216,7 @@ class GuardService:
             binary = self.snapshot.model.binary_tensors
             fresh = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=binary)
             try:
-                await self._check_model(fresh.dialect)
+                await self.model_server.check_model(fresh.dialect)
             except UpstreamFailedError as error:  # as at the start: it is checked once it answers
                 self.checked, self._trouble = False, error
             except BaseException:
@@ -237,86 +237,31 @@ class GuardService:
         """Is it the model that the artefact was made for? Raises UpstreamFailedError; ConfigurationError where it says that it is another."""
         async with self._reloading:  # what is found out is about this snapshot, and goes into no other
             dialect = self.snapshot.dialect
-            await self._check_ready(dialect)
-            await self._check_model(dialect)
+            await self.model_server.check_ready(dialect)
+            await self.model_server.check_model(dialect)
             if self.settings.upstream.binary is None:
-                self.snapshot = self.snapshot.speaking_binary(await self._speaks_binary(dialect))
+                self.snapshot = self.snapshot.speaking_binary(await self.model_server.speaks_binary(dialect))
             self.checked, self._trouble = True, None
         await self._ask_canaries()
         if not self.canary_failure:
             self.upstream.understood()
 
-    async def _check_ready(self, dialect: Dialect) -> None:
-        """Raises UpstreamFailedError. A server without a door for it is ready where the dialect leaves that open."""
-        chosen = self.settings.upstream
-        status = (await self.upstream.get(dialect.ready_path)).status
-        if 200 <= status < 300:
-            return
-        hint = await dialect_hint(self._status_of, chosen) if status in NO_DOOR else ""
-        if status not in NO_DOOR or not dialect.ready_is_optional:
-            remedy = hint or ("check upstream.dialect and upstream.model" if status in NO_DOOR else "it is asked again until it is")
-            message = f"model server {chosen.url} must be ready, got status {status} from {dialect.ready_path}: {remedy}."
-            raise UpstreamFailedError(message, "upstream-not-ready")
-        if hint:
-            log.warning("model server", path=dialect.ready_path, status=status, hint=hint)
-
-    async def _status_of(self, path: str) -> int | None:
-        try:
-            return (await self.upstream.get(path)).status
-        except UpstreamFailedError:
-            return None
-
-    async def _check_model(self, dialect: Dialect) -> None:
-        """Raises UpstreamFailedError where its metadata cannot be had, ConfigurationError where they are another model's."""
-        if dialect.metadata_path is None:
-            return
-        found = await self.upstream.get(dialect.metadata_path)
-        if found.status != 200:
-            return
-        try:
-            check_metadata(dialect.parse_metadata(found.body), dialect.model)
-        except InvalidResponseError as error:
-            raise UpstreamFailedError(str(error), "upstream-metadata") from error
-
-    async def _speaks_binary(self, dialect: Dialect) -> bool:
-        if dialect.extensions_path is None:
-            return False
-        found = await self.upstream.get(dialect.extensions_path)
-        try:
-            return found.status == 200 and BINARY_EXTENSION in dialect.parse_extensions(found.body)
-        except WireError:
-            return False
-
     async def _ask_canaries(self) -> None:
-        """Compares the model server's answers to benign queries with those at calibration; a shift is a warning, and the operator's to judge."""
+        """Asks benign queries whose answers are known; a shift is a warning, and the operator's to judge. Raises UpstreamFailedError."""
         snapshot = self.snapshot
         if not self.settings.canary.enabled or not len(snapshot.calibration.canary_queries):
             return
-        queries, dialect, parts = snapshot.calibration.canary_queries, snapshot.dialect, []
-        single = self.settings.upstream.dialect == "plain-json" and not self.settings.upstream.plain_json.batched
-        rows = 1 if single else snapshot.model.max_rows
-        for start in range(0, len(queries), rows):
-            request = ask(queries[start : start + rows], snapshot.model)
-            answer = await self.upstream.infer(dialect.infer_path, dialect.build_infer(request), {})
-            if answer.status != 200:
-                self._canaries_failed(f"model server answered canary queries with status {answer.status}")
-                return
-            try:
-                parts.append(dialect.parse_infer_response(answer.body, answer.headers, request).probs)
-            except WireError as error:
-                self.upstream.misunderstood()
-                self._canaries_failed(f"model server's answer to canary queries cannot be read: {error}")
-                return
-        shift = float(0.5 * np.abs(np.concatenate(parts) - snapshot.calibration.canary_probs).sum(axis=1).mean())
+        try:
+            shift = await self.model_server.canary_shift(snapshot)
+        except CanariesUnansweredError as error:
+            if str(error) != self.canary_failure:
+                log.warning("canary", detail=str(error))
+            self.canary_failure = str(error)
+            return
         self.canary_shift, self.canary_failure = shift, ""
         self.telemetry.canary(shift)
         if not shift <= CANARY_TOLERANCE:
             log.warning("canary", shift=round(shift, 4), meaning="the model server answers otherwise than at calibration: calibrate again")
-
-    def _canaries_failed(self, detail: str) -> None:
-        if detail != self.canary_failure:
-            log.warning("canary", detail=detail)
-        self.canary_failure = detail
 
     async def _watch_upstream(self) -> None:
         """Checks the model server until it has been seen once, looks after one that fails, and asks the canary queries again."""
@@ -336,6 +281,8 @@ class GuardService:
             except SameguardError as error:
                 self.checked = False
                 self._is_in_trouble(error)
+            except Exception:  # a watch that ends would leave the guard blind for good
+                log.exception("watching the model server")
             self._tell(await self.readiness())
 
     def _is_in_trouble(self, error: SameguardError) -> None:
