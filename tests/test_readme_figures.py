@@ -16,6 +16,7 @@ DETECTION = {  # row of the README -> row of results/real_data/*.md
     "weighted as the release (full, .99)": "weighted, like released (full, .99)",
     "no learning: compressed size": "compressed size, one-sided",
     "no learning: share of faint pixels": "share of faint pixels, one-sided",
+    "no learning: Laplacian energy, two-sided": "Laplacian energy, two-sided",
     "no fit at all: the victim's energy": "victim energy",
 }
 MNIST = ["femnist-digits", "KMNIST", "CIFAR-100, grey", "JBDA .1 +", "JBDA .1 -", "JBDA .05 +", "JBDA .05 -"]
