@@ -98,6 +98,55 @@ def test_many_classes_make_two_levels_by_the_likeness_of_their_mean_images():
     assert thief(lit_images(5, classes=8), 40).coarse_nodes == 1
 
 
+def families_of_pictures(rows_per_class=40, seed=0):
+    """40 classes in 4 families of 10: the family lights a quarter of the image, the class one pixel of it. Only the last family pays below."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(40), rows_per_class)
+    raw = rng.integers(0, 30, (len(labels), 1, 8, 8), dtype=np.uint8)
+    for family in range(4):
+        rows = labels // 10 == family
+        raw[rows, :, 4 * (family // 2) : 4 * (family // 2) + 4, 4 * (family % 2) : 4 * (family % 2) + 4] += np.uint8(150)
+    raw[np.arange(len(labels)), 0, labels % 8, labels // 8] = 255
+    return Split(raw, labels, 40)
+
+
+def family_of(queries):
+    corners = np.stack([queries[:, 0, :4, :4], queries[:, 0, :4, 4:], queries[:, 0, 4:, :4], queries[:, 0, 4:, 4:]], axis=1)
+    return corners.reshape(len(queries), 4, -1).mean(axis=2).argmax(axis=1)
+
+
+def sure_of_the_last_family(raw):
+    logits = np.zeros((len(raw), 3), np.float32)
+    logits[family_of(raw) == 3, 2] = 8.0
+    logits[:, 0] += raw[:, 0, 0, 0] / 10
+    return logits
+
+
+def test_two_levels_find_the_family_that_pays_among_many_classes():
+    endpoint = BlackBox(sure_of_the_last_family, CONTRACT, classes=3, output="logits")
+    proxy = families_of_pictures()
+    attack = thief(proxy, 400, rewards=("certainty",))
+    assert attack.coarse_nodes == 12  # above 30 classes there are two levels
+    nodes = attack._nodes(0)
+    assert sorted(leaf for node in nodes for leaf in node) == list(range(40))
+    assert all(len({leaf // 10 for leaf in node}) == 1 for node in nodes)  # no node mixes families
+    found = attack.run(endpoint, 0)
+    assert found.notes["coarse_nodes"] == 12
+    assert len({row.tobytes() for row in found.queries}) == 400
+    adaptive = family_of(found.queries) == 3
+    random = family_of(KnockoffNets(proxy, lambda: SmallConv(3, width=4), 400, config=SHORT).run(endpoint, 0).queries) == 3
+    assert adaptive[:100].mean() < adaptive[-100:].mean() - 0.1  # it learns where to look
+    assert adaptive.mean() > random.mean() + 0.3
+
+
+def test_two_levels_come_to_the_end_of_every_class():
+    proxy = families_of_pictures(rows_per_class=5)
+    endpoint = BlackBox(sure_of_the_last_family, CONTRACT, classes=3, output="logits")
+    found = thief(proxy, None).run(MeteredEndpoint(endpoint, budget=200), 0)
+    sent = sorted(np.rint(row * 255).astype(np.uint8).tobytes() for row in found.queries)
+    assert sent == sorted(row.tobytes() for row in proxy.raw)
+
+
 def test_the_online_substitute_normalises_as_its_network_asks_and_draws_from_no_global_generator():
     contract = InputContract.vectors(4)
     endpoint = BlackBox(lambda raw: np.eye(3, dtype=np.float32)[raw[:, :3].argmax(axis=1)], contract, classes=3)

@@ -110,6 +110,8 @@ MISTAKES = {
     "a secret that is none": ({"PROOFS__KEYS": "one:zz"}, "proofs.keys must be kid:hex"),
     "keys twice": ({"PROOFS__KEYS": f"one:{KEY}", "PROOFS__KEYS_FILE": "/x"}, "both give the keys"),
     "a shared store without shared keys": ({"PROOFS__STORE": "redis://127.0.0.1:1"}, "need the same proofs.keys"),
+    "a store at a port that none is": ({"PROOFS__STORE": "redis://x:99999", "PROOFS__KEYS": f"one:{KEY}"}, "a port up to 65535"),
+    "a store with an unknown option": ({"PROOFS__STORE": "redis://x/0?foo=1", "PROOFS__KEYS": f"one:{KEY}"}, "options that redis-py knows"),
     "another store": ({"PROOFS__STORE": "memcached://x", "PROOFS__KEYS": f"one:{KEY}"}, "proofs.store must be memory"),
     "challenges that end before they are solved": ({"PROOFS__WORST_SECONDS": "100"}, "ttl_seconds must be at least twice the worst solve"),
     "proxies that are no addresses": ({"LISTEN__TRUSTED_PROXIES": '["gateway"]'}, "listen.trusted_proxies must be addresses"),

@@ -52,6 +52,27 @@ def test_a_record_says_what_made_it_and_the_digest_follows_the_output(tmp_path):
     assert third.digest != made.digest
 
 
+def test_a_cache_knows_what_was_asked_for_and_tells_of_what_begins_to_be_made(tmp_path):
+    cache, begun = Cache(tmp_path), []
+    cache.watch = begun.append
+    first = cache.stage("fit", {"epochs": 3}, ("contract",), {})
+    with first.making():
+        assert begun == [first]
+    again = cache.stage("fit", {"epochs": 3}, ("contract",), {})
+    assert again.done
+    assert cache.asked == [first, again]
+    assert begun == [first]
+
+
+def test_a_record_says_what_the_process_held_before(tmp_path):
+    made = stage(tmp_path)
+    with made.making():
+        held = bytearray(40 * 2**20)
+    del held
+    before, peak = made.record["resident_before_mib"], made.record["peak_memory_mib"]
+    assert before is None or peak - before > 35
+
+
 def test_an_interrupted_stage_is_not_done_and_its_seconds_are_added_later(tmp_path):
     made = stage(tmp_path)
     with pytest.raises(KeyboardInterrupt), made.making():

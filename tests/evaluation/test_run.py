@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from sameguard.errors import ConfigurationError, InvalidDataError
-from sameguard.evaluation.cache import SCHEMA
+from sameguard.evaluation import ablations, exhibits
+from sameguard.evaluation.cache import SCHEMA, Cache
+from sameguard.evaluation.detection import RIVALS
 from sameguard.evaluation.metrics import auroc, average_precision, fpr_at_tpr
 from sameguard.evaluation.report import to_html, write_report
-from sameguard.evaluation.results import read_results
-from sameguard.evaluation.run import Order, evaluate, evaluate_exhibits
+from sameguard.evaluation.results import read_failures, read_results
+from sameguard.evaluation.run import Order, _spent, check_folder, evaluate, evaluate_exhibits
 from sameguard.evaluation.scenarios import OUTPUTS, SAME, TRIVIAL, AttackRow, Exhibit, Source, settings_of
 from sameguard.evaluation.stages import Laboratory
 from sameguard.evaluation.tables import markdown
@@ -30,6 +32,10 @@ JBDA, KNOCKOFF = (
 BROKEN = AttackRow("jbda-5", "JBDA, fewer than its seeds", "jbda", 5)
 TABLE = Exhibit("table-1", "Table 1: detection", "detection", MINI, (JBDA, KNOCKOFF, BROKEN), (SAME, OUTPUTS, TRIVIAL))
 SWEEP = Exhibit("weights", "The weight of Eq. 6", "weights", MINI, (JBDA,))
+KEPT = tuple(
+    Exhibit(name, name, kind, MINI, (JBDA,))
+    for name, kind in (("figure-2", "histograms"), ("table-3", "costs"), ("figure-5", "components"), ("table-4", "ratios"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,45 @@ def test_a_table_has_every_attack_and_score_with_counts_and_intervals(outcomes):
     assert result["data"]["columns"][0]["caps"]["auroc"] == pytest.approx(1 - 20 / 60 / 2)
     assert result["data"]["columns"][1]["caps"] is None
     assert {"code", "machine", "versions", "seconds", "peak_memory_mib", "seed"} <= set(result)
+    drawn = {curve["title"] for curve in result["data"]["curves"]}
+    assert set(RIVALS) - drawn == {"its reconstruction error"}  # no plain autoencoder in this table
+    (trained,) = result["data"]["training"]
+    assert (trained["title"], trained["epochs"], trained["auxiliary_epochs"], trained["frozen"]) == ("SAME", 2, 3, True)
+    assert trained["victim_accuracy"] == result["setting"]["victim_accuracy"]
+
+
+def test_seconds_and_peak_of_a_result_are_those_of_every_stage_that_it_rests_on(folder, outcomes):
+    result = result_of(outcomes[0])
+    assert set(result["stages"]) >= {
+        "victim-digits", "fit-default-digits", "fit-masked-digits", "calibrated-digits", "attack-jbda-60-digits", "attack-knockoff-60-digits",
+        "scores-same-test-digits", "scores-same-jbda-60-digits", "scores-trivial-knockoff-60-digits",
+    }  # fmt: skip
+    records = {}
+    for path in folder.glob("cache/*/record.json"):
+        record = json.loads(path.read_text())
+        records[record["stage"]] = record
+    used = [records[name] for name in result["stages"]]
+    assert result["stages"] == {record["stage"]: record["seconds"] for record in used}
+    assert result["seconds"] == pytest.approx(sum(record["seconds"] for record in used), abs=0.06)
+    assert result["peak_memory_mib"] == max(record["peak_memory_mib"] for record in used)
+    assert result["reused"] == {}
+    assert not any("knockoff" in name for name in result_of(outcomes[1])["stages"])
+
+
+def test_what_was_trained_elsewhere_is_named_with_the_seconds_that_it_took_there(tmp_path):
+    cache, facts = Cache(tmp_path), {"reused": "runs/mnist", "seconds": {"autoencoder": 300.0, "auxiliary": 12.5, "this_call": 900.0}}
+    made = [
+        cache.stage("victim-mnist", {}, (), {}),
+        cache.stage("fit-default-mnist", {}, (), {}),
+        cache.stage("calibrated-mnist", {}, (), {}),
+    ]
+    for stage, found in zip(made, ({"reused": "runs/mnist", "training_seconds": 122.4}, facts, {}), strict=True):
+        with stage.making() as making:
+            making.facts |= found
+    spent = _spent(made)
+    assert spent["reused"] == {"victim-mnist": 122.4, "fit-default-mnist": 312.5}
+    assert spent["seconds"] < 5.0
+    assert "runs" not in json.dumps(spent)  # a path of one machine says nothing to another
 
 
 def test_8_bit_queries_never_leave_the_grid_and_the_test_for_it_is_blind(outcomes):
@@ -104,6 +149,61 @@ def test_metrics_can_be_computed_again_from_the_raw_scores(folder, outcomes):
                 assert cell["fpr90"] == pytest.approx(fpr_at_tpr(benign, malicious, 0.9), abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def kept(folder, outcomes):
+    """The exhibits that keep their raw scores row by row, with these scores."""
+    found = [outcomes[1], *evaluate_exhibits(Order(folder, "tiny"), KEPT)]
+    dumps = {}
+    for outcome in found:
+        with np.load(folder / "scores" / f"{outcome.exhibit.key}-seed0.npz") as scores:
+            dumps[outcome.exhibit.kind] = dict(scores)
+    return {outcome.exhibit.kind: result_of(outcome)["data"] for outcome in found}, dumps
+
+
+@pytest.mark.parametrize(("kind", "table"), [("histograms", "rows"), ("components", "rows"), ("costs", "detection"), ("weights", "rows")])
+def test_other_tables_and_figures_keep_the_scores_of_each_row_too(kept, kind, table):
+    data, scores = kept[0][kind], kept[1][kind]
+    for number, row in enumerate(data[table]):
+        if row.get("weight", 0.0) in (0.0, 1.0):  # those between are sums of these
+            benign, malicious = scores[f"r{number:03d}b"], scores[f"r{number:03d}m"]
+            assert row["auroc"] == pytest.approx(auroc(benign, malicious), abs=1e-5)
+            assert (len(malicious), len(benign)) == (row["n_pos"], row["n_neg"])
+
+
+def test_table_4_keeps_the_one_set_of_scores_that_it_draws_from(kept):
+    data, scores = kept[0]["ratios"], kept[1]["ratios"]
+    first, second = (
+        next(n for n, row in enumerate(data["rows"]) if row["title"] == title) for title in dict.fromkeys(r["title"] for r in data["rows"])
+    )
+    assert set(scores) == {f"r{number:03d}{kind}" for number in (first, second) for kind in "bm"}
+    assert len(scores[f"r{first:03d}m"]) == 60
+
+
+def test_figures_6_and_7_keep_the_errors_of_every_query(folder, outcomes, monkeypatch):
+    for module in (ablations, exhibits):
+        monkeypatch.setattr(module, "WIDTHS", (32,))
+    chosen = [Exhibit(name, name, kind, MINI, (JBDA,)) for name, kind in (("figure-6", "epochs"), ("figure-7", "widths"))]
+    for outcome in evaluate_exhibits(Order(folder, "tiny"), chosen):
+        rows = result_of(outcome)["data"]["rows"]
+        with np.load(folder / "scores" / f"{outcome.exhibit.key}-seed0.npz") as scores:
+            for number, row in enumerate(rows):
+                if outcome.exhibit.kind == "epochs":
+                    assert row["error_full"] == pytest.approx(scores[f"r{number:03d}full"].mean())
+                    assert row["error_masked"] == pytest.approx(scores[f"r{number:03d}masked"].mean())
+                else:
+                    assert row["auroc"] == pytest.approx(auroc(scores[f"r{number:03d}b"], scores[f"r{number:03d}m"]), abs=1e-5)
+        outcome.path.unlink()  # the report of this folder lacks figure 6
+
+
+def test_table_3_counts_the_weights_of_each_defence_with_and_without_sharing(kept):
+    data = kept[0]["costs"]
+    (row,) = data["rows"]
+    alone, shared = data["memory_bytes"]["alone"], data["memory_bytes"]["shared"]
+    assert row["weights_bytes"] - row["weights_bytes_shared"] == alone["together"] - shared["together"] > 0
+    assert row["weights_bytes"] > alone["together"]  # the autoencoder
+    assert 0 <= row["memory_growth_mib"] < 2000
+
+
 def test_what_could_not_be_made_is_named_and_the_rest_goes_on(outcomes):
     assert [entry["what"] for entry in outcomes[0].missing] == ["jbda-5"]
     assert "budget must cover the seeds" in outcomes[0].missing[0]["why"]
@@ -119,8 +219,11 @@ def test_saved_queries_can_be_read_back(folder, outcomes):
 
 def test_a_second_run_finds_everything_and_writes_nothing(folder, outcomes):
     before = outcomes[1].path.stat().st_mtime_ns
-    again = evaluate_exhibits(Order(folder, "tiny"), [TABLE, SWEEP])
+    events = []
+    again = evaluate_exhibits(Order(folder, "tiny"), [TABLE, SWEEP], progress=events.append)
     assert [outcome.cached for outcome in again] == [True, True]
+    assert {event.title for event in events if event.making} == {"digits: jbda-5"}  # what fails is tried again
+    assert events[-1].cached == events[-1].steps - 4  # it, and its scores by three families
     assert outcomes[1].path.stat().st_mtime_ns == before
 
 
@@ -192,16 +295,40 @@ def test_a_partial_folder_is_reported_and_an_empty_foreign_or_damaged_one_is_a_s
 def test_a_folder_of_another_scale_or_with_other_files_is_refused_before_anything_runs(tmp_path, folder, outcomes):
     with pytest.raises(ConfigurationError, match="is of scale tiny, got cpu: choose another --out"):
         evaluate(Order(folder, "cpu"))
+    with pytest.raises(ConfigurationError, match="is of scale tiny, got cpu: choose another --out"):
+        check_folder(folder, "cpu")
+    check_folder(tmp_path / "new", "cpu")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigurationError, match=r"must be new, empty or a results folder, got one with thesis\.tex in it"):
         evaluate(Order(tmp_path, "tiny"))
 
 
 def test_an_exhibit_whose_data_are_absent_is_missing_with_the_remedy(tmp_path):
-    absent = replace(MINI, dataset="mnist", victim="conv3", name="mnist", proxies=(Source("kmnist"),))
-    (outcome,) = evaluate_exhibits(Order(tmp_path / "out", "tiny", data_root=tmp_path), [replace(SWEEP, setting=absent)])
+    absent = replace(MINI, dataset="mnist", victim="conv3", name="mnist", title="MNIST", proxies=(Source("kmnist"),))
+    out = tmp_path / "out"
+    (outcome,) = evaluate_exhibits(Order(out, "tiny", seed=3, data_root=tmp_path), [replace(SWEEP, setting=absent)])
     assert outcome.path is None
     assert "sameguard data fetch mnist" in outcome.missing[0]["why"]
+    assert [path.name for path in (out / "results").iterdir()] == ["weights-mnist-seed3.missing.json"]
+    page, text = write_report(out)  # of failures alone
+    for part in (page.read_text(), text.read_text()):
+        assert "The weight of Eq. 6 (MNIST), seed 3: nothing could be made: " in part
+        assert "sameguard data fetch mnist" in part
+        assert "The weight of Eq. 6 (8x8 digits, small convolutional victim): not run yet." in part
+        assert "no Table 2, and none of its numbers can be compared with the paper" in part
+
+
+def test_a_reason_goes_when_a_result_comes_and_a_result_stays_when_a_later_run_fails(folder, outcomes):
+    reason = folder / "results" / "weights-digits-seed0.missing.json"
+    known = {"schema": SCHEMA, "exhibit": "weights", "title": "Weight", "setting": {"name": "digits", "title": "digits"}, "seed": 0}
+    reason.write_text(json.dumps({**known, "missing": [{"what": "Weight", "why": "the disk was full"}]}))
+    assert [run["missing"][0]["why"] for run in read_failures(folder)["weights-digits"]] == ["the disk was full"]
+    assert "weights-digits" in [result.key for result in read_results(folder)]
+    assert "seed 0: the last run made nothing, what is here is an earlier one's: the disk was full" in markdown(folder)
+    evaluate_exhibits(Order(folder, "tiny"), [SWEEP])
+    assert not reason.exists()
+    assert outcomes[1].path.exists()
 
 
 def test_our_markdown_becomes_html_and_is_escaped():

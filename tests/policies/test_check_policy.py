@@ -75,3 +75,18 @@ def test_a_nan_that_spoils_its_batch_is_found():
 def test_what_has_no_decisions_is_no_policy():
     with pytest.raises(AssertionError, match="a policy must have decide and decide_stage_a, got dict without them"):
         check_policy({}, SCORES)
+
+
+def fragile(scores: np.ndarray) -> list:
+    if np.isnan(scores).any():
+        raise ValueError("cannot convert float NaN to integer")
+    return strict(scores)
+
+
+def test_what_a_policy_itself_raises_is_told_as_the_rule_that_it_breaks():
+    with pytest.raises(
+        AssertionError, match="decide must give an action for any score, NaN, infinity and an empty batch included, got ValueError"
+    ):
+        check_policy(Made(fragile), SCORES)
+    with pytest.raises(AssertionError, match="decide must give one action for one row, got 0"):
+        check_policy(Made(lambda scores: [] if np.isnan(scores).all() else strict(scores)), SCORES)

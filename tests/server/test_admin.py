@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import structlog
 from admin_guards import BENIGN, NOON, TOKEN, FakeGuard, Ready, ask_app, decision_of, live_through, settings_of
 
 from sameguard.errors import ConfigurationError
@@ -195,6 +196,22 @@ def test_a_reload_that_fails_says_why_and_what_is_still_served():
     assert b"must match its checksums" in answer.body
 
 
+def test_a_reload_that_ends_in_whatever_nobody_foresaw_is_no_crash():
+    guard = FakeGuard(settings_of(token=TOKEN))
+
+    async def broken() -> str:
+        raise IndexError("a secret path")
+
+    guard.reload = broken
+    with structlog.testing.capture_logs() as events:
+        answer = ask_app(admin_of(guard, token=TOKEN), "/reload", method="POST", headers=BEARER)
+    assert answer.status == 409
+    assert json.loads(answer.body)["artifact"] == "f" * 64
+    assert b"got IndexError: the guard's log has more" in answer.body
+    assert b"secret path" not in answer.body
+    assert [event["exc_info"] for event in events] == [True]
+
+
 # ---------------------------------------------------------------------- the page
 
 
@@ -318,6 +335,23 @@ def test_numbers_are_short():
     assert [charts.seconds(value) for value in (2.5, 0.035, 0.00123)] == ["2.5 s", "35 ms", "1.2 ms"]
     assert [charts.short(value) for value in (0.0, 1234.5, 0.00012)] == ["0", "1.23e+03", "1.2e-04"]
     assert charts._ticks(0.0, 10.0, 4) == [0.0, 5.0, 10.0]
+
+
+def test_what_stage_a_settled_is_named_beside_the_scores_that_lack_it():
+    guard = FakeGuard(settings_of())
+    for _ in range(9):
+        guard.observe(decision_of())
+        guard.observe(decision_of(verdict="refuse", outcome="refuse", status=403, stage_a_score=5.0, score=math.nan))
+    page = page_of(guard)
+    assert "9 of 18 judged" in page
+    assert "0.0% of recent scores lie above the threshold. Stage A alone flagged 50.0% of the judged requests (9):" in page
+
+
+def test_where_stage_a_settled_nothing_nothing_is_said_of_it():
+    guard = FakeGuard(settings_of())
+    guard.observe(decision_of(verdict="refuse", outcome="refuse", status=403, score=9.0))
+    guard.observe(decision_of(verdict="", outcome="failed", status=503, score=math.nan))
+    assert "Stage A alone" not in page_of(guard)
 
 
 def test_drift_needs_a_few_scores():

@@ -222,8 +222,21 @@ def test_a_server_that_may_evict_is_warned_of(policy, warned):
 def test_redis_settings_out_of_range_are_refused():
     with pytest.raises(ConfigurationError, match=r"skew_seconds must be at least 0, got -1\.0"):
         faked(fakeredis.FakeServer(), Clock(), skew_seconds=-1.0)
-    with pytest.raises(ConfigurationError, match="replay store URL must be redis://, rediss:// or unix://, got"):
-        asyncio.run(open_redis("http://localhost"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost", "redis://localhost:99999", "redis://localhost/x?foo=hunter22", "redis://localhost?db=hunter22",
+        "redis://user:hunter22", "rediss://localhost?ssl_cert_reqs=hunter22", "redis://localhost?retry=1",
+    ],
+)  # fmt: skip
+def test_a_redis_address_that_cannot_be_used_is_one_sentence_that_does_not_show_it(url):
+    with pytest.raises(
+        ConfigurationError, match="replay store URL must be redis://, rediss:// or unix://, a port up to 65535, and"
+    ) as caught:
+        asyncio.run(open_redis(url))
+    assert "hunter22" not in str(caught.value)
 
 
 def test_a_server_that_nobody_reaches_refuses_the_start_at_once():

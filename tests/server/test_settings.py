@@ -87,9 +87,11 @@ def test_a_variable_that_names_no_setting_is_a_mistake():
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (GOOD + "mode: shadow\nmode: enforce\n", "key 'mode' stands twice"),
+        (GOOD + "mode: shadow\nmode: enforce\n", "a mistake in line 6, column 1: this name stands twice in its section"),
         ("- a\n", "must hold a mapping"),
-        ("a: [", "must be YAML"),
+        ("a: [", "must be YAML, got a mistake in line 1, column 5: expected the node content"),
+        ("a: 2026-99-99", "must be YAML, got a ValueError"),
+        ("a: " + "[" * 5000, "must be YAML, got a RecursionError"),
         (GOOD + "proofs:\n  store: redis://localhost\n", "shared by several guards"),
         (GOOD + "proofs:\n  store: mysql://localhost\n", "must be memory, or a redis"),
         (GOOD + "proofs:\n  keys: a:1\n  keys_file: b\n", "give one of them"),
@@ -98,6 +100,21 @@ def test_a_variable_that_names_no_setting_is_a_mistake():
         (GOOD + "audit:\n  block: true\n", "needs audit.path"),
         (GOOD.replace("http://127.0.0.1:8000", "ftp://a"), "must be http://host"),
         (GOOD.replace("http://127.0.0.1:8000", "http://u:p@a"), "must be http://host"),
+        (GOOD.replace("127.0.0.1:8000", "127.0.0.1:99999"), "upstream.url .* must be http://host"),
+        (GOOD.replace("127.0.0.1:8000", "999.1.1.1"), "must be http://host"),
+        (GOOD.replace("127.0.0.1:8000", "[::1"), "must be http://host"),
+        (GOOD + "listen: {host: 999.1.1.1}\n", "listen.host .* must be an address or a host name, got '999.1.1.1'"),
+        (GOOD + "listen: {host: ''}\n", "must be an address or a host name"),
+        (GOOD + "admin: {host: a b}\n", "admin.host .* must be an address or a host name"),
+        (GOOD + "admin: {port: 8080}\n", "listen.port and admin.port must differ on one address, got 8080 for both"),
+        (GOOD + "listen: {host: 0.0.0.0}\nadmin: {port: 8080}\n", "must differ on one address"),
+        (GOOD + "listen: {host: localhost, port: 8081}\n", "must differ on one address"),
+        (GOOD + "identity: {header: ''}\n", "identity.header .* must be a header's name"),
+        (GOOD + "identity: {header: x api key}\n", "must be a header's name, letters, digits and hyphens, got 'x api key'"),
+        (GOOD + "  pass_headers: [x-tenant, content-length]\n", r"upstream.pass_headers.1 .* may travel on.*got 'content-length'"),
+        (GOOD + "  pass_headers: [Guard-Proof]\n", "may travel on"),
+        (GOOD + "  pass_headers: [connection]\n", "may travel on"),
+        (GOOD + "  pass_headers: [x bad]\n", "must be a header's name"),
         (GOOD + "rollout: 1.5\n", "rollout"),
         (GOOD + "scorer:\n  deadline_seconds: .nan\n", "scorer.deadline_seconds"),
     ],
@@ -105,6 +122,28 @@ def test_a_variable_that_names_no_setting_is_a_mistake():
 def test_what_cannot_be_is_refused(tmp_path, text, match):
     with pytest.raises(ConfigurationError, match=match):
         read_settings(written(tmp_path, text), environment={})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "listen: {host: '::', port: 0}\nadmin: {port: 0}\n",
+        "listen: {host: 10.0.0.1, port: 8081}\n",
+        "listen: {host: fe80::1%eth0}\n",
+        "listen: {host: my_guard.internal.}\n",
+        "admin: {port: null}\n",
+        "identity: {header: X-API-Key}\n",
+        "proofs: {keys_file: /run/secrets/proof-keys}\n",
+        "proofs: {keys_file: proof-keys.txt}\n",
+    ],
+)
+def test_what_can_be_is_taken(tmp_path, text):
+    read_settings(written(tmp_path, GOOD + text), environment={})
+
+
+def test_a_model_server_has_any_name_that_a_host_can_have(tmp_path):
+    for url in ("http://model_server:8000/v1", "https://büro.example", "http://[::1]:8000", "http://10.0.0.1"):
+        assert read_settings(written(tmp_path, GOOD.replace("http://127.0.0.1:8000", f"'{url}/'")), environment={}).upstream.url == url
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -139,13 +178,46 @@ def test_a_mistake_of_a_caller_in_python_shows_no_secret_either():
 
 
 @pytest.mark.parametrize(
-    "text", ["proofs:\n  key: a:SECRET\n", "proofs:\n  store: Redis://:SECRET@host\n", "upstream:\n  url: http://user:SECRET@host\n"]
+    "text",
+    [
+        "proofs:\n  key: a:SECRET\n",
+        "proofs:\n  store: Redis://:SECRET@host\n",
+        "upstream:\n  url: http://user:SECRET@host\n",
+        "upstream: http://user:SECRET@host\n",
+        "upstream:\n  url: http://[SECRET@host\n",
+        "proofs: k1:SECRET\n",
+        "proofs:\n  puzzle: k1:SECRET\n",
+        "proofs:\n  keys_file: k1:SECRET\n",
+        "proofs:\n  keys_file: [SECRET]\n",
+        "admin: SECRET\n",
+        "admin:\n  port: SECRET\n",
+        "admin:\n  host: SECRET/\n",
+        "proofs: {keys: 2026:SECRET: x}\n",
+        'admin:\n  token: "SECRET\n',
+        "admin:\n  token: SECRET: x\n",
+        "admin:\n  token: *SECRET\n",
+        "admin:\n  token: !SECRET\n",
+        "admin:\n  token: !SECRET!x\n",
+        "admin:\n  token: !it's\"SECRET x\n",
+        "admin:\n  token: &SECRET\n  token: 5\n",
+        "proofs:\n  keys: {k1:SECRET, k1:SECRET}\n",
+        "proofs:\n  k1:SECRET: 1\n  k1:SECRET: 2\n",
+        "admin:\n  token: @SECRET\n",
+        "admin:\n  token: '\\qSECRET\n",
+    ],
 )
 def test_a_secret_in_the_wrong_place_is_not_shown_either(tmp_path, text):
     content = text if text.startswith("upstream") else GOOD + text
     with pytest.raises(ConfigurationError) as caught:
         read_settings(written(tmp_path, f"artifact: a\n{text}" if content is text else content), environment={})
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [KEY, f"k1:{KEY}", f"k1:{KEY},k2:{KEY}", KEY.upper()])
+def test_a_key_where_its_files_path_belongs_is_refused_and_not_shown(tmp_path, name):
+    with pytest.raises(ConfigurationError, match="must be a file's path, and reads as a key") as caught:
+        read_settings(written(tmp_path, GOOD + f"proofs:\n  keys_file: {name}\n"), environment={})
+    assert name[:40] not in str(caught.value)
 
 
 def test_keys_come_from_text_or_file_and_the_first_signs(tmp_path):

@@ -169,3 +169,60 @@ def test_a_draw_from_a_global_generator_is_seen(draw):
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
+
+
+# ---------------------------------------------------------------------- what an attack itself raises
+
+
+class Fragile(Honest):
+    """An attack that needs an answer."""
+
+    def run(self, endpoint, seed=0):
+        found = super().run(endpoint, seed)
+        if not found.answered.any():
+            raise IndexError("index 0 is out of bounds")
+        return found
+
+
+class Greedy(Honest):
+    def run(self, endpoint, seed=0):
+        assert endpoint.remaining > 100
+        return super().run(endpoint, seed)
+
+
+def test_an_attack_that_cannot_bear_refusals_is_told_so():
+    with pytest.raises(AssertionError, match="must come to its end at an endpoint that refuses everything, got IndexError: index 0 is out"):
+        check_attack(Fragile, victim, budget=20)
+
+
+def test_the_attacks_own_assertions_and_a_constructor_that_fails_are_told_as_rules():
+    with pytest.raises(AssertionError, match="must come to its end at an endpoint that answers everything, got AssertionError"):
+        check_attack(Greedy, victim, budget=20)
+    with pytest.raises(AssertionError, match=r"make_attack must give a new attack, got TypeError: .*unexpected keyword"):
+        check_attack(lambda: Honest(width=3), victim, budget=20)
+
+
+def test_an_extraction_and_a_substitute_of_other_things_are_told_as_rules():
+    def without_queries(found):
+        object.__setattr__(found, "queries", None)
+        return found
+
+    def without_a_network(found):
+        object.__setattr__(found, "substitute", "a network")
+        return found
+
+    def for_other_inputs(found):
+        with torch.random.fork_rng(devices=[]):
+            return replace(found, substitute=nn.Sequential(nn.Flatten(), nn.Linear(7, 3)).eval())
+
+    with pytest.raises(AssertionError, match="an extraction must hold its queries, answers and flags as arrays"):
+        check(after=without_queries)
+    with pytest.raises(AssertionError, match="the substitute must be a torch module, got str"):
+        check(after=without_a_network)
+    with pytest.raises(AssertionError, match=r"must take queries of shape \(1, 4, 4\), got RuntimeError"):
+        check(after=for_other_inputs)
+
+
+def test_queries_that_are_no_array_are_named():
+    with pytest.raises(AssertionError, match="queries must be a numpy array, got list"):
+        check(look=lambda endpoint: endpoint.query([[0.5] * 16]))

@@ -63,8 +63,39 @@ def test_the_two_stage_scorer_passes_but_refuses_an_empty_batch():
     benign = smooth_images(80, seed=1)
     scorer.fit_combination(scorer.score_terms(benign, linear_victim().answer(benign)))
     check_detector(scorer, QUERIES, PROBS, empty="raises")
-    with pytest.raises(InvalidQueryError, match="at least one query, got 0"):
+    with pytest.raises(AssertionError, match=r"or the check be told empty='raises', got InvalidQueryError: .*at least one query, got 0"):
         check_detector(scorer, QUERIES, PROBS)
+
+
+def raise_value_error(queries):
+    raise ValueError("operands could not be broadcast together")
+
+
+def only_finite(queries):
+    if not np.isfinite(queries).all():
+        raise ValueError("input contains NaN")
+    return queries
+
+
+def whole_batches(queries):
+    assert len(queries) > 1
+    return queries
+
+
+@pytest.mark.parametrize(
+    ("detector", "rule"),
+    [
+        (Changed(before=raise_value_error), "score must take 12 queries of the contract and the answers to them, got ValueError: operands"),
+        (Changed(before=only_finite), "a NaN must raise InvalidQueryError, got ValueError: input contains NaN"),
+        (Changed(before=whole_batches), "score must take 1 query of the contract and the answers to them, got AssertionError"),
+        (Changed(after=lambda scores, queries: scores if len(scores) > 1 else scores[0]), r"shape \(1,\), one for each query, got \(\)"),
+        (Changed(after=lambda scores, queries: torch.from_numpy(scores)), "scores must be a numpy array, got Tensor"),
+    ],
+)
+def test_what_a_detector_itself_raises_is_told_as_the_rule_that_it_breaks(detector, rule):
+    with pytest.raises(AssertionError, match=rule) as broken:
+        check_detector(detector, QUERIES.copy(), PROBS)
+    assert not isinstance(broken.value, InvalidQueryError)
 
 
 @pytest.mark.parametrize(

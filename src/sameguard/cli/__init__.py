@@ -1,9 +1,10 @@
 """The command `sameguard`: parsing and printing; the library does the work.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 ok, 1 finding, 2 usage or bad input, 75 time budget
-spent (resume), 130 interrupted.
+spent (resume), 130 interrupted. A reader who goes away (`| head`) ends a command without a word, with 1.
 """
 
+import sys
 import warnings
 from typing import Any
 
@@ -32,7 +33,12 @@ class _Group(TyperGroup):
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", UserWarning)
             try:
-                return super().invoke(ctx)
+                try:
+                    return super().invoke(ctx)
+                finally:
+                    sys.stdout.flush()
+            except BrokenPipeError:  # `sameguard audit ... | head` has read enough: typer ends quietly
+                raise
             except (SameguardError, OSError) as error:  # OSError: a full disk, a missing folder, a file that may not be written
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from error

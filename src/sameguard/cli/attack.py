@@ -1,8 +1,9 @@
 """`sameguard attack`: any attack against any victim, the way a thief would. Parsing and printing only."""
 
-import ast
 import json
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from sameguard.cli.attack_result import provenance, result_of, result_table, save_npz
+from sameguard.cli.kept_answers import answers_kept, default_ledger, interrupted_is_130
 from sameguard.cli.remote import (
     BATCH_ROWS,
     CALL_SECONDS,
@@ -38,16 +40,22 @@ from sameguard.cli.sources import (
     VictimOption,
     load_split,
     load_victim,
+    same_output,
 )
+from sameguard.cli.thief import check_needs, chosen_offer, chosen_substitute, own_detector, print_offers, stolen, trainings
 from sameguard.client import RemoteEndpoint, RemoteVictim
 from sameguard.endpoint import Answers, MeteredEndpoint
 from sameguard.errors import ConfigurationError
-from sameguard.ledger import Ledger
+from sameguard.guard import Guard
+from sameguard.policies import Reject
+from sameguard.runtime import Scorer
 from sameguard.victim import BlackBox
 
 
 def attack_command(
-    name: Annotated[str, typer.Argument(metavar="ATTACK", help="knockoff, jbda, dfme ...: an unknown name prints them all.")],
+    name: Annotated[
+        str, typer.Argument(metavar="ATTACK", help="knockoff, jbda, dfme ... (--list tells all), or package.module:Class of your own.")
+    ],
     victim: VictimOption,
     budget: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that the thief may send.")],
     test: Annotated[
@@ -59,9 +67,25 @@ def attack_command(
     labels: Annotated[str, typer.Option(help="soft: learn from probabilities; hard: from the class alone.")] = "soft",
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Epochs of the substitute's training.")] = 60,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the attack, such as step=0.05.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the attack, such as step=0.05 (--list tells all); repeatable."),
     ] = None,
-    guard: Annotated[Path | None, typer.Option(help="An artefact: attack the victim behind this guard.")] = None,
+    substitute: Annotated[
+        str | None,
+        typer.Option(
+            "--substitute",
+            metavar="NAME|SPEC",
+            help="The network that the thief trains: Conv3, SmallConv, FastCifar, ResNet18, MLP, or package.module:factory; without it "
+            "the architecture of a torch victim, else one that suits the input.",
+        ),
+    ] = None,
+    guard: Annotated[Path | None, typer.Option(metavar="ARTIFACT", help="Attack the victim behind this guard.")] = None,
+    copy: Annotated[
+        Path | None,
+        typer.Option(
+            "--copy", metavar="ARTIFACT", help="The thief's own copy of the detector, for thieves who know it; default --guard's."
+        ),
+    ] = None,
     data_root: RootOption = Path("data"),
     size: SizeOption = None,
     output: OutputOption = None,
@@ -73,9 +97,17 @@ def attack_command(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda, for attacks that train a generator.")] = "cpu",
     ledger: Annotated[
-        Path | None, typer.Option(help="Keep every answer in this file: the same command goes on from it after a crash.")
+        Path | None,
+        typer.Option(
+            help="Keep every answer in this file for good. Without it they are kept beside --save-queries, or here, until the attack is done: "
+            "after a crash the same command goes on from there."
+        ),
     ] = None,
     save_queries: Annotated[Path | None, typer.Option("--save-queries", help="Write queries and answers to this .npz.")] = None,
+    listed: Annotated[
+        bool,
+        typer.Option("--list", is_eager=True, callback=print_offers, help="List all attacks, what they need and which options they take."),
+    ] = False,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -107,57 +139,49 @@ def attack_command(
 
     Example: sameguard attack knockoff --victim model.onnx --proxy femnist-digits --budget 1000 --test mnist
     """
-    try:
-        from sameguard.cli.progress import said_meanwhile, stage_bars
-        from sameguard.detectors import default_auxiliary
-        from sameguard.evaluation.attack_kinds import Belongings, attack_kind, make_attack
-        from sameguard.networks import predict_logits
-        from sameguard.training import FitConfig, RunControl
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"attack trains a substitute and needs {error.name}: pip install 'sameguard[train]'.") from error
-    attack_kind(name)  # an unknown name is refused before data are read
+    given = dict(locals())  # of the command line, while nothing else has a name
+    offer = chosen_offer(name)
+    options, copy = offer.read(setting or []), copy or guard
+    check_needs(offer, options, {"--proxy": proxy, "--seeds": seeds, "--copy": copy})  # refused before data are read
     judged = load_split(test, data_root, "test", size)
     remote = RemoteOptions(
         model, dialect, output_name, tuple(header or ()), tuple(path or ()), requests_per_second, batch_rows,
         solve_seconds=solve_seconds, call_seconds=call_seconds,
     )  # fmt: skip
     told = {"layout": layout, "dtype": dtype, "mean": mean, "std": std}
-    black_box = load_victim(victim, judged.raw.shape[1:], output=output, classes=classes, **told, remote=remote)
+    scorer = None if guard is None else Scorer(guard)
+    if scorer is not None:
+        output = same_output(scorer.manifest, output)
+    contract = None if scorer is None or any(told.values()) else scorer.contract
+    black_box = load_victim(victim, judged.raw.shape[1:], output=output, classes=classes, **told, contract=contract, remote=remote)
     judged_by = black_box if judge is None else _judge(judge, black_box, judged.raw.shape[1:])
     attacked = guard is None and isinstance(black_box, RemoteVictim)  # at its address, which may be a guard's
-    config = FitConfig(epochs=epochs, batch_size=64, learning_rate=1e-3, weight_decay=1e-4, precision="fp32")
-    with stage_bars() as progress, ExitStack() as running:
-        progress.say(f"{name}: {budget:,} queries to {victim}")
-        if attacked:
-            running.enter_context(said_meanwhile(progress.say, lambda: _so_far(black_box.endpoint)))
-        belongings = Belongings(
-            lambda: default_auxiliary(black_box.contract.shape, black_box.classes),
-            proxy=None if proxy is None else load_split(proxy, data_root, size=size),
-            seeds=None if seeds is None else load_split(seeds, data_root, size=size),
-            config=config, round_fit=config.with_(epochs=max(1, epochs // 6)), seed_count=seed_count, labels=labels, device=device,
-            control=RunControl(progress=progress),
-        )  # fmt: skip
-        thief = make_attack(name, belongings, budget, _options(setting or []))
-        endpoint: Any = _guarded(black_box, guard) if guard is not None else black_box.endpoint if attacked else black_box
-        meter = MeteredEndpoint(endpoint if ledger is None else Ledger(endpoint, ledger), budget=budget)
-        found = thief.run(meter, seed)
-    queries = black_box.contract.canonicalise(judged.inputs)
-    cost = _cost(endpoint) if attacked else None
-    truth = _answered_unpaid(endpoint.url, black_box, remote, queries) if attacked and judge is None else judged_by.query(queries)
-    stolen, own = (logits.argmax(axis=1) for logits in (predict_logits(found.substitute, queries), truth.probs))
-    result = {
-        "attack": name, "budget": budget, "used": found.used, "answered": int(found.answered.sum()), "test": len(queries),
-        "judged": int(truth.answered.sum()), "fidelity": _share((stolen == own)[truth.answered]),
-        "accuracy": None if judged.labels is None else _share(stolen == judged.labels),
-        "victim_accuracy": None if judged.labels is None else _share((own == judged.labels)[truth.answered]),
-        "notes": found.notes, "cost": cost,
+    network = chosen_substitute(substitute, black_box)
+    belongings = {
+        "substitute": network.make, "proxy": None if proxy is None else load_split(proxy, data_root, size=size),
+        "seeds": None if seeds is None else load_split(seeds, data_root, size=size), "seed_count": seed_count, "labels": labels,
+        "device": device, **trainings(epochs), **own_detector(offer.needs, copy, black_box),
     }  # fmt: skip
-    if save_queries is not None:
-        _save(save_queries, found)
+    endpoint: Any = _guarded(black_box, scorer) if scorer is not None else black_box.endpoint if attacked else black_box
+    kept = default_ledger(given, save_queries) if ledger is None else ledger
+    with interrupted_is_130(), answers_kept(endpoint, kept, lasting=ledger is not None) as asked:
+        began = time.monotonic()
+        with _said(f"{name}: {budget:,} queries to {victim}", black_box.endpoint if attacked else None) as progress:
+            found = stolen(offer, belongings, options, progress, MeteredEndpoint(asked, budget=budget), seed)
+        seconds, cost = time.monotonic() - began, _cost(endpoint) if attacked else None
+        queries = black_box.contract.canonicalise(judged.inputs)
+        truth = _answered_unpaid(endpoint.url, black_box, remote, queries) if attacked and judge is None else judged_by.query(queries)
+        result = {
+            "attack": name, "budget": budget, **result_of(found, queries, truth, judged.labels), "cost": cost, "seed": seed,
+            "victim": black_box.name, "substitute": network.what, "labels": labels, "epochs": epochs, "options": options,
+            "data": {"test": test, "proxy": proxy, "seeds": seeds}, **provenance(seconds),
+        }  # fmt: skip
+        if save_queries is not None:
+            save_npz(save_queries, found, result)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
-        Console().print(_table(result))
+        Console().print(result_table(result))
 
 
 def _judge(spec: str, victim: BlackBox, shape: tuple[int, ...]) -> BlackBox:
@@ -189,59 +213,17 @@ def _cost(endpoint: RemoteEndpoint) -> dict[str, int | float]:
     return {**asdict(endpoint.traffic), "unpaid_rows": endpoint.rows.unpaid, "split_batches": endpoint.rows.splits}
 
 
-def _share(agreed: np.ndarray) -> float | None:
-    return float(agreed.mean()) if len(agreed) else None
-
-
-def _guarded(victim: BlackBox, artefact: Path) -> Any:
-    from sameguard.guard import Guard
-    from sameguard.policies import Reject
-    from sameguard.runtime import Scorer
-
-    scorer = Scorer(artefact)
+def _guarded(victim: BlackBox, scorer: Scorer) -> Guard:
     return Guard(victim, scorer, Reject(scorer.threshold()))
 
 
-def _options(settings: list[str]) -> dict[str, Any]:
-    options = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ConfigurationError(f"--set must be NAME=VALUE, got {setting!r}.")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value  # a word
-    return options
+@contextmanager
+def _said(what: str, endpoint: RemoteEndpoint | None) -> Iterator[Any]:
+    """Progress on stderr, and every so often what an endpoint over HTTP has cost so far."""
+    from sameguard.cli.progress import said_meanwhile, stage_bars  # they need torch, and the other commands do not
 
-
-def _save(path: Path, found: Any) -> None:
-    natural = np.zeros(len(found.queries), bool) if found.natural is None else found.natural
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # numpy would add .npz to another name
-        np.savez_compressed(file, inputs=found.queries, victim_probs=found.probs, answered=found.answered, natural=natural)
-
-
-def _table(result: dict[str, Any]) -> Table:
-    table = Table("", "value", title=f"{result['attack']}: {result['used']:,} of {result['budget']:,} queries spent")
-    table.add_row("answered", f"{result['answered']:,} of {result['used']:,}")
-    judged = f"{result['judged']:,} test inputs"
-    if result["judged"] < result["test"]:
-        judged += f", those of {result['test']:,} that are answered unpaid"
-    table.add_row("fidelity of the copy", f"{_percent(result['fidelity'])} of {judged}")
-    if result["accuracy"] is not None:
-        table.add_row("accuracy of the copy", _percent(result["accuracy"]))
-        table.add_row("accuracy of the victim", _percent(result["victim_accuracy"]))
-    if result["cost"] is not None:
-        cost = result["cost"]
-        table.add_row("requests", f"{cost['requests']:,}, of them {cost['retries']:,} again")
-        table.add_row(
-            "proofs of work", f"{cost['challenges']:,} in {cost['cpu_seconds']:.1f} CPU seconds; {cost['unpaid_rows']:,} rows not paid for"
-        )
-    for name, value in result["notes"].items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    return table
-
-
-def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{100 * share:.1f} %"
+    with stage_bars() as progress, ExitStack() as running:
+        progress.say(what)
+        if endpoint is not None:
+            running.enter_context(said_meanwhile(progress.say, lambda: _so_far(endpoint)))
+        yield progress

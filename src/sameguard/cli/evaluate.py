@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ def evaluate_command(
     run = _laboratory()
     names = tuple([f"table-{name}" if name.isdigit() else name for name in table or []] + [f"figure-{name}" for name in figure or []])
     if dry_run:
+        run.check_folder(out, scale)
         _print_plan(scale, names)
         return
     order = run.Order(out, scale, names, seed, data_root, device, tuple(reuse or ()), save_queries)
@@ -133,7 +135,9 @@ def _plan_bar() -> Iterator[Callable[["PlanEvent"], None]]:
     """One bar over the whole plan on stderr, with the stage that is running; plain lines where stderr is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _plain_lines()
+        lines = PlanLines(partial(typer.echo, err=True))
+        yield lines
+        lines.close()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, refresh_per_second=4) as bars:
@@ -147,12 +151,23 @@ def _plan_bar() -> Iterator[Callable[["PlanEvent"], None]]:
         yield show
 
 
-def _plain_lines() -> Callable[["PlanEvent"], None]:
-    seen: set[str] = set()
+class PlanLines:
+    """A line for each step that makes something, and one for all that were cached before it."""
 
-    def show(event: "PlanEvent") -> None:
-        if event.title not in seen:
-            seen.add(event.title)
-            typer.echo(f"[{event.step}/{event.steps}] {event.title}, about {event.seconds_left / 60:.0f} min left", err=True)
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._made: set[str] = set()
+        self._cached, self._steps, self._told = 0, 0, 0
 
-    return show
+    def __call__(self, event: "PlanEvent") -> None:
+        self._cached, self._steps = event.cached, event.steps
+        if event.making and event.title not in self._made:
+            self._made.add(event.title)
+            self.close()
+            self._say(f"[{event.step}/{event.steps}] {event.title}, about {event.seconds_left / 60:.0f} min left")
+
+    def close(self) -> None:
+        """Tells of the cached steps that nobody was told of yet."""
+        if self._cached > self._told:
+            self._say(f"{self._cached} of {self._steps} steps cached")
+            self._told = self._cached

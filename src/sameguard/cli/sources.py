@@ -120,7 +120,9 @@ def load_victim(spec: str, inputs_shape: tuple[int, ...], *, output: str | None,
         return from_onnx(spec, contract, output=output or "logits", classes=classes)
     artefact = contract is not None
     contract = contract or contract_from(inputs_shape, layout, dtype, mean, std)
-    found = _import(spec)
+    if not all(spec.partition(":")):
+        raise ConfigurationError(f"--victim must be model.onnx, package.module:object or http://host:port, got {spec!r}.")
+    found = import_object(spec)
     if isinstance(found, BlackBox):
         return _unchanged(found, spec, contract, given=artefact or bool(layout or dtype or mean or std), output=output, classes=classes)
     if _is_torch_module(found):
@@ -163,10 +165,9 @@ def _unchanged(found: BlackBox, spec: str, contract: InputContract, *, given: bo
     return found
 
 
-def _import(spec: str) -> Any:
+def import_object(spec: str, what: str = "victim") -> Any:
+    """The object that package.module:object names. what: for the sentence, where that fails: InvalidVictimError, or ConfigurationError."""
     module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise ConfigurationError(f"--victim must be model.onnx, package.module:object or http://host:port, got {spec!r}.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -174,8 +175,8 @@ def _import(spec: str) -> Any:
         for name in attribute.split("."):
             found = getattr(found, name)
     except Exception as error:  # whatever the user's own module raises
-        raise InvalidVictimError(
-            f"victim {spec} could not be imported: {type(error).__name__}: {error}. It is looked for on the Python path and in {Path.cwd()}."
+        raise (InvalidVictimError if what == "victim" else ConfigurationError)(
+            f"{what} {spec} could not be imported: {type(error).__name__}: {error}. It is looked for on the Python path and in {Path.cwd()}."
         ) from error
     return found
 

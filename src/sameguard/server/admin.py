@@ -65,8 +65,8 @@ class AdminView(Protocol):
     """What the admin port asks of a guard.
 
     description: mode, rollout, model, upstream, artifact, engine, policy, policy_lines, threshold (inf: none), false_positive_rate.
-    openapi: of the data plane. benign_scores: the calibration's, of the artefact in service. reload: the new artefact's digest; raises
-    SameguardError, and the old stays.
+    openapi: of the data plane. benign_scores: the calibration's, of the artefact in service. reload: the new artefact's digest; where it
+    raises, the old stays, and a SameguardError says why.
     """
 
     telemetry: Telemetry
@@ -214,8 +214,13 @@ class _Pages:
             digest = await self.guard.reload()
         except SameguardError as error:
             log.warning("reload failed", error=str(error))
-            return JSONResponse({"error": str(error), "artifact": self.guard.description()["artifact"]}, 409)
-        return JSONResponse({"artifact": digest})
+            told = str(error)
+        except Exception as error:
+            log.exception("reload failed")
+            told = f"the artefact could not be taken into service, got {type(error).__name__}: the guard's log has more."
+        else:
+            return JSONResponse({"artifact": digest})
+        return JSONResponse({"error": told, "artifact": self.guard.description()["artifact"]}, 409)
 
     async def static(self, request: Request) -> Response:
         name = request.path_params["name"]

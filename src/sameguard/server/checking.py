@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sameguard.errors import SameguardError
 from sameguard.server.identity import Identity
 from sameguard.server.keys import make_proofs
+from sameguard.server.replay import redis_client
 from sameguard.server.settings import Settings
 from sameguard.server.snapshot import Snapshot, load_snapshot
 
@@ -32,6 +33,11 @@ def check_settings(settings: Settings) -> Checked:
         make_proofs(settings.proofs, boot_id=None)
     except SameguardError as error:
         mistakes.append(str(error))
+    if settings.proofs.shared_store is not None:
+        try:
+            redis_client(settings.proofs.shared_store)
+        except SameguardError as error:
+            mistakes.append(str(error))
     try:
         snapshot = load_snapshot(settings, binary_tensors=bool(settings.upstream.binary))
         snapshot.queue.close()

@@ -4,6 +4,7 @@ Counts are kept by the minute. Scores are a fair sample of each minute's single 
 of memory. Pictures are kept only of requests that were not simply allowed, only when asked for, small, and never written anywhere.
 """
 
+import math
 import random
 import threading
 import time
@@ -27,12 +28,16 @@ MILD = ("", "allow")
 
 @dataclass
 class Minute:
-    """counts: (outcome, verdict) -> requests. challenges: issued, valid, expired, ... -> number. scores: a sample of what was allowed."""
+    """counts: (outcome, verdict) -> requests. challenges: issued, valid, expired, ... -> number. scores: a sample of what was allowed.
+
+    early: requests that stage A alone settled, which have no whole score.
+    """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     challenges: Counter[str] = field(default_factory=Counter)
     scores: list[float] = field(default_factory=list)
     seen: int = 0
+    early: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,10 @@ class HistoryView:
     @property
     def counts(self) -> Counter[tuple[str, str]]:
         return _sum(minute.counts for _, minute in self.minutes)
+
+    @property
+    def early(self) -> int:
+        return sum(minute.early for _, minute in self.minutes)
 
     @property
     def challenges(self) -> Counter[str]:
@@ -86,6 +95,7 @@ class History:
                 pictures = self._seen_before(decision)
             minute = self._minute()
             minute.counts[decision.outcome, decision.verdict] += 1
+            minute.early += suspicious and math.isfinite(decision.stage_a_score) and not math.isfinite(decision.score)
             if decision.issued:
                 minute.challenges["issued"] += 1
             if decision.proof:
@@ -136,7 +146,7 @@ class History:
 def _copied(minute: Minute | None) -> Minute:
     if minute is None:
         return Minute()
-    return Minute(Counter(minute.counts), Counter(minute.challenges), list(minute.scores), minute.seen)
+    return Minute(Counter(minute.counts), Counter(minute.challenges), list(minute.scores), minute.seen, minute.early)
 
 
 def _sum(counters: Iterable[Counter]) -> Counter:

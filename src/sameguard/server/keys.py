@@ -22,7 +22,10 @@ def make_proofs(settings: ProofSettings, *, boot_id: str | None) -> Proofs:
 
 
 def read_keys(settings: ProofSettings) -> list[ProofKey]:
-    """The first signs. Raises ConfigurationError for what is not kid:hex, a key that is too short, or a file that cannot be read."""
+    """The first signs. Raises ConfigurationError for what is not kid:hex, a key that is too short, or a file that cannot be read.
+
+    Of all that stands in `proofs` a message shows the file's path alone, which the settings refuse where it reads as a key.
+    """
     if settings.keys is not None:
         entries, where = settings.keys.get_secret_value().split(","), "proofs.keys"
     elif settings.keys_file is not None:

@@ -13,7 +13,11 @@ log = structlog.get_logger("sameguard")
 
 
 class CanariesUnansweredError(SameguardError, RuntimeError):
-    """The model server refused the canary queries, or its answers cannot be read."""
+    """The model server refused the canary queries, or its answers cannot be read; unreadable says which."""
+
+    def __init__(self, message: str, *, unreadable: bool) -> None:
+        super().__init__(message)
+        self.unreadable = unreadable
 
 
 class ModelServer:
@@ -76,10 +80,11 @@ class ModelServer:
             request = ask(queries[start : start + rows], snapshot.model)
             answer = await self.upstream.infer(dialect.infer_path, dialect.build_infer(request), {})
             if answer.status != 200:
-                raise CanariesUnansweredError(f"model server answered canary queries with status {answer.status}")
+                raise CanariesUnansweredError(f"model server answered canary queries with status {answer.status}", unreadable=False)
             try:
                 parts.append(dialect.parse_infer_response(answer.body, answer.headers, request).probs)
             except WireError as error:
-                self.upstream.misunderstood()
-                raise CanariesUnansweredError(f"model server's answer to canary queries cannot be read: {error}") from error
+                raise CanariesUnansweredError(
+                    f"model server's answer to canary queries cannot be read: {error}", unreadable=True
+                ) from error
         return float(0.5 * np.abs(np.concatenate(parts) - snapshot.calibration.canary_probs).sum(axis=1).mean())

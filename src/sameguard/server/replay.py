@@ -171,10 +171,22 @@ async def open_redis(
     socket_seconds: patience with each step of connecting and asking, in which this process's own event loop counts as well.
     Raises ConfigurationError for another URL or without the redis package, StoreUnavailableError where the server does not answer.
     """
+    store = RedisReplayStore(redis_client(url, socket_seconds=socket_seconds), skew_seconds=skew_seconds, clock=clock, prefix=prefix)
+    try:
+        await store.start()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+def redis_client(url: str, *, socket_seconds: float = SOCKET_SECONDS) -> "Redis":
+    """A client that has not connected yet. Raises ConfigurationError for another URL or without the redis package."""
     try:
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "a Redis replay store needs the redis package, which is not installed: pip install 'sameguard[redis]'."
@@ -188,12 +200,10 @@ async def open_redis(
             socket_connect_timeout=socket_seconds,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as error:
-        raise ConfigurationError(f"replay store URL must be redis://, rediss:// or unix://, got {error}") from error
-    store = RedisReplayStore(Redis.from_pool(pool), skew_seconds=skew_seconds, clock=clock, prefix=prefix)
-    try:
-        await store.start()
-    except BaseException:
-        await store.close()
-        raise
-    return store
+        pool.make_connection()  # options are read here; it connects when it is first used
+    except (ValueError, TypeError, AttributeError, RedisError) as error:  # their texts may show the URL, which may hold a password
+        raise ConfigurationError(
+            "replay store URL must be redis://, rediss:// or unix://, a port up to 65535, and options that redis-py knows, got another "
+            f"({type(error).__name__})."
+        ) from None
+    return Redis.from_pool(pool)

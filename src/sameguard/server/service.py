@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 
 from sameguard.calibration import CANARY_TOLERANCE
-from sameguard.errors import SameguardError
+from sameguard.errors import ArtifactError, SameguardError
 from sameguard.server.audit import AuditLog
 from sameguard.server.decision import Decision, Evidence, Observer
 from sameguard.server.denials import Denials
@@ -170,7 +170,7 @@ class GuardService:
     def description(self) -> dict[str, Any]:
         """What is served, for operators."""
         settings, snapshot = self.settings, self.snapshot
-        threshold = snapshot.scorer.threshold()
+        threshold = snapshot.threshold
         return {
             "mode": settings.mode,
             "rollout": settings.rollout,
@@ -211,25 +211,43 @@ class GuardService:
         return Readiness(tuple(checks))
 
     async def reload(self) -> str:
-        """Reads the artefact anew and swaps it in; its digest. What is in flight ends with the old one. Raises SameguardError: the old one stays."""
+        """Reads the artefact anew, tries it and swaps it in; its digest. What is in flight ends with the old one.
+
+        Whatever is raised, the old one stays: a SameguardError says in a sentence what is wrong with the new one.
+        """
         async with self._reloading:
             binary = self.snapshot.model.binary_tensors
             fresh = await asyncio.to_thread(load_snapshot, self.settings, binary_tensors=binary)
             try:
-                await self.model_server.check_model(fresh.dialect)
-            except UpstreamFailedError as error:  # as at the start: it is checked once it answers
-                self.checked, self._trouble = False, error
+                shift = await self._tried(fresh)
+                buckets = _buckets(fresh)
             except BaseException:
                 fresh.queue.close()
                 raise
             old, self.snapshot = self.snapshot, fresh
             if old.queue not in self._users:
                 old.queue.close()
-            self.telemetry.artifact(fresh.artifact_digest, str(fresh.scorer.provider), _buckets(fresh))
+            self.telemetry.artifact(fresh.artifact_digest, str(fresh.scorer.provider), buckets)
             log.info("reloaded", artifact=fresh.artifact_digest[:12], before=old.artifact_digest[:12])
-        with contextlib.suppress(UpstreamFailedError):
-            await self._ask_canaries()
+            self._note_shift(shift)
         return fresh.artifact_digest
+
+    async def _tried(self, fresh: Snapshot) -> float | None:
+        """The canary queries' shift where the model server answers a fresh artefact as its own; None where it was not asked, or is down.
+
+        Raises SameguardError where it is another model's.
+        """
+        try:
+            await self.model_server.check_model(fresh.dialect)
+            return await self._canary_shift(fresh)
+        except UpstreamFailedError as error:  # as at the start: it is checked once it answers
+            self.checked, self._trouble = False, error
+        except CanariesUnansweredError as error:
+            if not self.canary_failure:  # the old one's were answered, so it is the new one that does not fit
+                raise ArtifactError(
+                    f"artefact {self.settings.artifact} must be of the model that is served, got canary queries without an answer: {error}."
+                ) from error
+        return None
 
     # ------------------------------------------------------------------ the model server
 
@@ -248,17 +266,29 @@ class GuardService:
 
     async def _ask_canaries(self) -> None:
         """Asks benign queries whose answers are known; a shift is a warning, and the operator's to judge. Raises UpstreamFailedError."""
-        snapshot = self.snapshot
-        if not self.settings.canary.enabled or not len(snapshot.calibration.canary_queries):
-            return
         try:
-            shift = await self.model_server.canary_shift(snapshot)
+            shift = await self._canary_shift(self.snapshot)
         except CanariesUnansweredError as error:
+            if error.unreadable:
+                self.upstream.misunderstood()
             if str(error) != self.canary_failure:
                 log.warning("canary", detail=str(error))
             self.canary_failure = str(error)
+        else:
+            self._note_shift(shift)
+
+    async def _canary_shift(self, snapshot: Snapshot) -> float | None:
+        """None where there are no canary queries, or none are wanted. Raises UpstreamFailedError, CanariesUnansweredError."""
+        if not self.settings.canary.enabled or not len(snapshot.calibration.canary_queries):
+            return None
+        return await self.model_server.canary_shift(snapshot)
+
+    def _note_shift(self, shift: float | None) -> None:
+        """None: unknown for this artefact."""
+        self.canary_shift = shift
+        if shift is None:
             return
-        self.canary_shift, self.canary_failure = shift, ""
+        self.canary_failure = ""
         self.telemetry.canary(shift)
         if not shift <= CANARY_TOLERANCE:
             log.warning("canary", shift=round(shift, 4), meaning="the model server answers otherwise than at calibration: calibrate again")

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sameguard.server.setting_rules import BaseAddress, HeaderName, Host, KeysPath, PassedHeader, share_an_address
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -43,7 +45,7 @@ class PlainJsonSettings(Section):
 class UpstreamSettings(Section):
     """The model server behind the guard."""
 
-    url: str
+    url: BaseAddress
     """Base address, `http://host[:port][/prefix]` or `https://...`."""
     dialect: Literal["oip", "tf-serving", "plain-json"] = "oip"
     """What it speaks: Open Inference Protocol v2, TensorFlow Serving's REST, or plain JSON."""
@@ -73,28 +75,18 @@ class UpstreamSettings(Section):
     """Most bytes of one answer."""
     connections: Count = 100
     """Most connections to it at once."""
-    pass_headers: tuple[str, ...] = ()
+    pass_headers: tuple[PassedHeader, ...] = ()
     """Clients' headers that travel on, besides those for tracing and the user agent."""
     pass_authorization: bool = False
     """Clients' `Authorization` travels on."""
     ready_failures: Count = 3
     """Failures in a row that make the guard not ready: no answer, 5xx, or an answer that cannot be read."""
 
-    @field_validator("url")
-    @classmethod
-    def _plain_url(cls, url: str) -> str:
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-            raise ValueError("must be http://host[:port][/prefix] or https://..., without user, query or fragment")
-        return url.rstrip("/")
-
 
 class ListenSettings(Section):
     """The data plane: where clients ask, and how much they may send."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port; 0 takes a free one."""
@@ -131,7 +123,7 @@ class ListenSettings(Section):
 class IdentitySettings(Section):
     """Who is asking."""
 
-    header: str | None = None
+    header: HeaderName | None = None
     """Header whose value, already verified by a gateway or the model server, names the principal; unset takes the client's address."""
 
 
@@ -174,7 +166,7 @@ class ProofSettings(Section):
 
     keys: SecretStr | None = None
     """Signing keys, `kid:hex` or `kid:hex,kid:hex`: the first signs, both verify. Unset draws one that dies with the process."""
-    keys_file: Path | None = None
+    keys_file: KeysPath | None = None
     """The same in a file, one `kid:hex` a line."""
     store: SecretStr = SecretStr("memory")
     """Where spent proofs are remembered: `memory` (one process), or `redis://`, `rediss://`, `unix://` (many, needs keys)."""
@@ -248,7 +240,7 @@ class AuditSettings(Section):
 class AdminSettings(Section):
     """The operators' port."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on; another than loopback needs `token`."""
     port: Annotated[int, Field(ge=0, le=65535)] | None = 8081
     """Port; `null` switches it off."""
@@ -331,6 +323,10 @@ class Settings(BaseSettings):
         yield (
             address is not None and not has_keys,
             "proofs.store is shared by several guards, which need the same proofs.keys or proofs.keys_file: give one",
+        )
+        yield (
+            admin.port == self.listen.port != 0 and share_an_address(admin.host, self.listen.host),
+            f"listen.port and admin.port must differ on one address, got {admin.port} for both",
         )
         yield (
             admin.host not in ("127.0.0.1", "::1", "localhost") and admin.token is None,

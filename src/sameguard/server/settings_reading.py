@@ -5,6 +5,7 @@ Nothing else in the project reads the environment or a configuration file.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from sameguard.errors import ConfigurationError
 from sameguard.server.settings import PREFIX, Settings, every_setting, section_in
 
 OTHER_VARIABLES = {"DATA"}  # SAMEGUARD_DATA, the data root of other verbs
-SECRETS = ("keys", "token", "url", "store")  # settings whose value is never shown
+SECRETS = {"url", "proofs", "admin"}  # settings and sections of which no value is shown: what is in the wrong place there may be a key
+QUOTED = re.compile(r"""(?<!\S)(['"])(?!<|\\?.\1).*""", re.DOTALL)  # from quoted text on, unless it is one character or a <token>
 
 
 def read_settings(
@@ -59,7 +61,7 @@ def _mistake(found: Any, path: Path | None, content: dict[str, Any], flags: dict
     if not names:
         return [f"  {line}" for line in rule.splitlines()]
     unknown = found["type"] == "extra_forbidden"
-    hidden = unknown or found["type"] == "missing" or any(name in SECRETS for name in names)  # a typo may hold a secret, too
+    hidden = found["type"] in ("extra_forbidden", "missing", "model_type") or not SECRETS.isdisjoint(names)  # a typo may hold a secret, too
     got = "" if hidden or isinstance(found["input"], dict) else f", got {found['input']!r}"
     remedy = f": {_nearest(names)}" if unknown else ""
     return [f"  {'.'.join(names)} ({_place(names, path, content, flags)}): {'is no setting' if unknown else rule}{got}{remedy}"]
@@ -114,10 +116,12 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without duplicate keys, of which other readers keep one or the other."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, "this name stands twice in its section", key_node.start_mark)
+            seen.append(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -126,10 +130,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise ConfigurationError(f"settings file {path} must be readable, got {type(error).__name__}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"settings file {path} must be YAML, got: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that no calendar has
+        raise ConfigurationError(f"settings file {path} must be YAML, got {_told(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"settings file {path} must hold a mapping of settings, got {type(content).__name__}.")
     return content
+
+
+def _told(error: Exception) -> str:
+    """The problem and its place, never the text of the file: the line may hold a key or a token."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"a {type(error).__name__}."
+    return f"a mistake in line {mark.line + 1}, column {mark.column + 1}: {QUOTED.sub('...', str(error.problem))}"

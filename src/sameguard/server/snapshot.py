@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from sameguard.calibration import Calibration
-from sameguard.errors import ArtifactError, ConfigurationError
+from sameguard.calibration import Calibration, Threshold
+from sameguard.errors import ArtifactError, ConfigurationError, SameguardError
 from sameguard.policies import (
     CUT_POINTS,
     PUZZLES,
@@ -21,17 +21,22 @@ from sameguard.policies import (
 )
 from sameguard.protocol import DIALECTS, Dialect, Limits, ModelContract, PlainJsonPaths
 from sameguard.runtime import Scorer
+from sameguard.server.artifact_checks import check_artifact, in_a_line
 from sameguard.server.scoring import Backend, LocalBackend, ScoringQueue
 from sameguard.server.settings import PolicySettings, ProofSettings, Settings
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """artifact_digest: SHA-256 of the manifest, which names every other file by its own. largest_work: mean tries of one request, or None."""
+    """artifact_digest: SHA-256 of the manifest, which names every other file by its own. threshold: the artefact's own, whatever the policy.
+
+    largest_work: mean tries of one request, or None.
+    """
 
     artifact_digest: str
     scorer: Scorer
     calibration: Calibration
+    threshold: Threshold
     policy: Policy
     queue: ScoringQueue
     dialect: Dialect
@@ -56,31 +61,35 @@ class Snapshot:
 
 
 def load_snapshot(settings: Settings, *, binary_tensors: bool) -> Snapshot:
-    """Reads, verifies and opens the artefact; blocking. binary_tensors: the model server speaks the binary extension.
+    """Reads, verifies, opens and tries the artefact; blocking. binary_tensors: the model server speaks the binary extension.
 
-    Raises ArtifactError for a damaged, foreign, uncalibrated or other artefact than `artifact_digest` says, ConfigurationError and
-    CalibrationError where the policy does not fit it.
+    Raises ArtifactError for a damaged, foreign, uncalibrated or other artefact than `artifact_digest` says, or one that cannot score;
+    ConfigurationError and CalibrationError where the policy does not fit it.
     """
     chosen = settings.scorer
-    scorer = Scorer(settings.artifact, engine=chosen.engine, threads=chosen.threads)
-    digest = str(scorer.manifest["sha256"])
-    if settings.artifact_digest is not None and digest != settings.artifact_digest:
+    try:
+        scorer = Scorer(settings.artifact, engine=chosen.engine, threads=chosen.threads)
+        digest = str(scorer.manifest["sha256"])
+        if settings.artifact_digest is not None and digest != settings.artifact_digest:
+            raise ArtifactError(
+                f"artefact {settings.artifact} must have digest {settings.artifact_digest} (artifact_digest), got {digest}: it is another artefact."
+            )
+        threshold = check_artifact(scorer)
+        policy = make_policy(settings.policy, settings.proofs, scorer)
+        dialect = DIALECTS[settings.upstream.dialect](model_contract(settings, scorer, binary_tensors))
+    except SameguardError:
+        raise
+    except Exception as error:  # its manifest and arrays may hold anything: what is not as it should be shows where it is read
         raise ArtifactError(
-            f"artefact {settings.artifact} must have digest {settings.artifact_digest} (artifact_digest), got {digest}: it is another artefact."
-        )
-    if scorer.calibration is None:
-        raise ArtifactError(
-            f"artefact {settings.artifact} must be calibrated before it can serve, got none: sameguard calibrate {settings.artifact}."
-        )
-    policy = make_policy(settings.policy, settings.proofs, scorer)
-    dialect = DIALECTS[settings.upstream.dialect](model_contract(settings, scorer, binary_tensors))
+            f"artefact {settings.artifact} must hold what `sameguard fit` and `calibrate` write, got {in_a_line(error)}: fit it again."
+        ) from error
     queue = ScoringQueue(
         _backend(settings, scorer),
         batch_rows=chosen.batch_rows,
         waiting_rows=max(chosen.waiting_rows, settings.listen.max_rows),
         deadline_seconds=chosen.deadline_seconds,
     )
-    return Snapshot(digest, scorer, scorer.calibration, policy, queue, dialect)
+    return Snapshot(digest, scorer, scorer.calibration, threshold, policy, queue, dialect)
 
 
 def make_policy(chosen: PolicySettings, proofs: ProofSettings, scorer: Scorer) -> Policy:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sameguard.errors import ConfigurationError, InvalidQueryError
+from sameguard.testing.rules import BrokenRuleError, require, required
 
 TOLERANCE = 1e-5  # relative; and of the largest score, for scores near 0
 
@@ -33,24 +34,33 @@ def check_detector(
     scores = _check_scores(score, queries, victim_probs)
     _check_rows_alone(score, queries, victim_probs, scores)
     _check_leaves_no_trace(score, queries, victim_probs)
-    _check_empty(score, queries[:0], victim_probs[:0], empty)
-    _check_refusals(score, queries, victim_probs, out_of_bounds)
+    _check_empty(detector.score, queries[:0], victim_probs[:0], empty)
+    _check_refusals(detector.score, queries, victim_probs, out_of_bounds)
 
 
 def _score_of(detector: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`detector.score` on queries that it has to take."""
     score = getattr(detector, "score", None)
-    _require(callable(score), f"a detector must have score(queries, victim_probs), got {type(detector).__name__} without it.")
-    return score
+    require(callable(score), f"a detector must have score(queries, victim_probs), got {type(detector).__name__} without it.")
+
+    def asked(queries: np.ndarray, victim_probs: np.ndarray) -> np.ndarray:
+        rows = f"{len(queries)} queries" if len(queries) != 1 else "1 query"
+        with required(f"score must take {rows} of the contract and the answers to them"):
+            scores = score(queries, victim_probs)
+        shape = getattr(scores, "shape", None)
+        require(shape == (len(queries),), f"scores must have shape ({len(queries)},), one for each query, got {shape}.")
+        require(isinstance(scores, np.ndarray), f"scores must be a numpy array, got {type(scores).__name__}.")
+        return scores
+
+    return asked
 
 
 def _check_scores(score: Callable, queries: np.ndarray, victim_probs: np.ndarray) -> np.ndarray:
     scores = score(queries, victim_probs)
-    shape = getattr(scores, "shape", None)
-    _require(shape == (len(queries),), f"scores must have shape ({len(queries)},), one for each query, got {shape}.")
-    _require(scores.dtype.kind == "f", f"scores must be floats, got {scores.dtype}.")
-    _require(bool(np.isfinite(scores).all()), f"scores must be finite, got NaN or infinity in {int((~np.isfinite(scores)).sum())} rows.")
+    require(scores.dtype.kind == "f", f"scores must be floats, got {scores.dtype}.")
+    require(bool(np.isfinite(scores).all()), f"scores must be finite, got NaN or infinity in {int((~np.isfinite(scores)).sum())} rows.")
     again = score(queries, victim_probs)
-    _require(np.array_equal(scores, again), f"the same queries must score the same twice, got differences up to {_gap(scores, again):.3g}.")
+    require(np.array_equal(scores, again), f"the same queries must score the same twice, got differences up to {_gap(scores, again):.3g}.")
     return scores
 
 
@@ -71,16 +81,17 @@ def _check_leaves_no_trace(score: Callable, queries: np.ndarray, victim_probs: n
     states = _random_states()
     score(queries, victim_probs)
     unchanged = np.array_equal(before[0], queries) and np.array_equal(before[1], victim_probs)
-    _require(unchanged, "score must not change its arguments, got changed ones: work on a copy.")
-    _require(_random_states() == states, "score must leave the global random states alone, got another state: use a generator of its own.")
+    require(unchanged, "score must not change its arguments, got changed ones: work on a copy.")
+    require(_random_states() == states, "score must leave the global random states alone, got another state: use a generator of its own.")
 
 
 def _check_empty(score: Callable, queries: np.ndarray, victim_probs: np.ndarray, empty: str) -> None:
     if empty == "raises":
         _require_refused(score, queries, victim_probs, "an empty batch")
         return
-    shape = np.shape(score(queries, victim_probs))
-    _require(shape == (0,), f"an empty batch must give scores of shape (0,), got {shape}.")
+    with required("an empty batch must give scores of shape (0,), or the check be told empty='raises'"):
+        shape = np.shape(score(queries, victim_probs))
+    require(shape == (0,), f"an empty batch must give scores of shape (0,), got {shape}.")
 
 
 def _check_refusals(score: Callable, queries: np.ndarray, victim_probs: np.ndarray, out_of_bounds: float | None) -> None:
@@ -98,15 +109,16 @@ def _check_refusals(score: Callable, queries: np.ndarray, victim_probs: np.ndarr
 
 def _require_refused(score: Callable, queries: np.ndarray, victim_probs: np.ndarray, what: str) -> None:
     try:
-        found = score(queries, victim_probs)
+        with required(f"{what} must raise InvalidQueryError", InvalidQueryError):
+            found = score(queries, victim_probs)
     except InvalidQueryError:
         return
-    raise AssertionError(f"{what} must raise InvalidQueryError, got scores {np.asarray(found)[:4]}.")
+    raise BrokenRuleError(f"{what} must raise InvalidQueryError, got scores {np.asarray(found).ravel()[:4]}.")
 
 
 def _require_close(found: np.ndarray, wanted: np.ndarray, scores: np.ndarray, rule: str) -> None:
     room = TOLERANCE * np.maximum(np.abs(wanted), np.abs(scores).max())
-    _require(bool((np.abs(found - wanted) <= room).all()), f"{rule}, got differences up to {_gap(found, wanted):.3g}.")
+    require(bool((np.abs(found - wanted) <= room).all()), f"{rule}, got differences up to {_gap(found, wanted):.3g}.")
 
 
 def _gap(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -118,8 +130,3 @@ def _random_states() -> tuple[Any, ...]:
     states: tuple[Any, ...] = (numpy_state[1].tobytes(), numpy_state[2:])  # not Python's own, from which run-time type checkers draw
     torch = sys.modules.get("torch")  # a served scorer runs without it
     return states if torch is None else (*states, torch.random.get_rng_state().numpy().tobytes())
-
-
-def _require(holds: bool, rule: str) -> None:
-    if not holds:
-        raise AssertionError(rule)

@@ -120,7 +120,7 @@ def _tiles(view: HistoryView, description: Mapping[str, Any], would: Counter[str
     outcomes: Counter[str] = Counter()
     for (outcome, _), count in view.counts.items():
         outcomes[outcome] += count
-    asked = sum(count for (_, verdict), count in view.counts.items() if verdict)
+    asked = _judged(view)
     flagged = sum(count for (_, verdict), count in view.counts.items() if verdict not in MILD)
     done, prefix = (outcomes, "") if would is None else (would, "would be ")
     challenges, total = view.challenges, view.latencies.get("total")
@@ -145,6 +145,11 @@ def _tiles(view: HistoryView, description: Mapping[str, Any], would: Counter[str
             "of the last requests, the model server included",
         ),
     ]
+
+
+def _judged(view: HistoryView) -> int:
+    """Requests of which the policy said something."""
+    return sum(count for (_, verdict), count in view.counts.items() if verdict)
 
 
 def _recent_row(entry: Recent) -> RecentRow:
@@ -225,6 +230,8 @@ def _scores(view: HistoryView, benign_scores: np.ndarray, description: Mapping[s
         "recent": len(view.scores),
         "benign": len(benign_scores),
         "above": f"{float(np.mean(~(view.scores <= threshold))):.1%}",
+        "early": view.early,
+        "early_share": f"{view.early / judged:.1%}" if (judged := _judged(view)) else "–",
     }
 
 
