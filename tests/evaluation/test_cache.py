@@ -1,6 +1,7 @@
 """The cache: what makes a stage anew, what does not, and what is left of a stage that was interrupted."""
 
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -66,11 +67,10 @@ def test_a_cache_knows_what_was_asked_for_and_tells_of_what_begins_to_be_made(tm
 
 def test_a_record_says_what_the_process_held_before(tmp_path):
     made = stage(tmp_path)
-    with made.making():
-        held = bytearray(40 * 2**20)
-    del held
+    with made.making(), mmap.mmap(-1, 64 * 2**20) as fresh:  # pages of its own: the heap might have had them before
+        fresh.write(b"x" * len(fresh))
     before, peak = made.record["resident_before_mib"], made.record["peak_memory_mib"]
-    assert before is None or peak - before > 35
+    assert before is None or peak - before > 60
 
 
 def test_an_interrupted_stage_is_not_done_and_its_seconds_are_added_later(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sameguard.detectors import preset
 from sameguard.evaluation.cache import Stage, save_weights, weights_digest
-from sameguard.evaluation.detection import Found, Made, columns_of, histogram
+from sameguard.evaluation.detection import Found, Made, columns_of, histogram, row_scores, training_facts
 from sameguard.evaluation.families import (
     MASKED_PREFIX,
     MASKED_X,
@@ -55,12 +55,14 @@ def scored(lab: Laboratory, setting: Setting, row: AttackRow, title: str, family
 
 def ratios(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
     """Each attack and all pooled, at each ratio of malicious to benign queries, by subsampling the same scores."""
-    setting, rows = exhibit.setting, []
+    setting, rows, arrays = exhibit.setting, [], {}
     for title in (TYPICALITY, PAPER):
         benign = benign_scores(lab, setting, SAME)[title]
         dumps = {row.title: scored(lab, setting, row, title)[1] for row in made.attacks}
         if not dumps:
             continue
+        for place, malicious in enumerate(dumps.values()):
+            arrays |= row_scores(len(rows) + place, benign, malicious)
         negatives = min(len(benign), int(min(map(len, dumps.values())) / max(RATIOS)))
         for ratio in RATIOS:
             positives = max(1, round(ratio * negatives))
@@ -75,7 +77,9 @@ def ratios(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
                 rows.append({
                     "title": title, "attack": name, "ratio": ratio, "n_pos": n_pos, "n_neg": negatives, "prevalence": n_pos / (n_pos + negatives), **values,
                 })  # fmt: skip
-    return Found({"rows": rows, "draws": DRAWS, "pooled_prevalence": {str(ratio): round(pooled_prevalence(ratio), 4) for ratio in RATIOS}})
+    return Found(
+        {"rows": rows, "draws": DRAWS, "pooled_prevalence": {str(ratio): round(pooled_prevalence(ratio), 4) for ratio in RATIOS}}, arrays
+    )
 
 
 def _at_ratio(benign: np.ndarray, parts: list[np.ndarray], negatives: int, positives: int, draw: np.random.Generator) -> dict[str, float]:
@@ -93,23 +97,26 @@ def _at_ratio(benign: np.ndarray, parts: list[np.ndarray], negatives: int, posit
 
 def components(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
     """AUROC of SAME, SAME-X and SAME-Y, which share one autoencoder."""
-    rows = []
+    rows, arrays = [], {}
     for row in made.attacks:
         for title in (TYPICALITY, PAPER, RELEASED, SAME_X, MASKED_X, SAME_Y):
-            values = cell(*scored(lab, exhibit.setting, row, title), resamples=exhibit.setting.resamples, seed=lab.seed)
+            benign, malicious = scored(lab, exhibit.setting, row, title)
+            arrays |= row_scores(len(rows), benign, malicious)
+            values = cell(benign, malicious, resamples=exhibit.setting.resamples, seed=lab.seed)
             rows.append({"attack": row.title, "title": title, **values})
-    return Found({"rows": rows})
+    return Found({"rows": rows}, arrays)
 
 
 def weights(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
     """AUROC over the weight of Eq. 6, both terms in units of their benign spread. 1 is SAME-X, 0 is SAME-Y."""
-    rows = []
+    rows, arrays = [], {}
     for row in made.attacks:
         for title, (error, deviation) in SWEPT.items():
             errors = scored(lab, exhibit.setting, row, TERM + error)
             others = scored(lab, exhibit.setting, row, TERM + deviation)
             for weight in WEIGHTS:
                 benign, malicious = (weight * first + (1.0 - weight) * second for first, second in zip(errors, others, strict=True))
+                arrays |= row_scores(len(rows), benign, malicious) if weight in (0.0, 1.0) else {}  # the others are sums of these two
                 auroc = curve_of(benign, malicious).auroc()
                 rows.append(
                     {
@@ -121,7 +128,7 @@ def weights(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
                         "n_neg": len(benign),
                     }
                 )
-    return Found({"rows": rows})
+    return Found({"rows": rows}, arrays)
 
 
 def histograms(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
@@ -131,16 +138,17 @@ def histograms(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
         if OUTLIER in exhibit.families
         else [(SAME_X, SAME), (PAPER, SAME), (TYPICALITY, SAME)]
     )
-    rows = []
+    rows, arrays = [], {}
     for row in made.attacks:
         for title, family in titles:
             if family in made.families:
                 benign, malicious = scored(lab, exhibit.setting, row, title, family)
+                arrays |= row_scores(len(rows), benign, malicious)
                 rows.append({
                     "attack": row.title, "title": title, "auroc": round(curve_of(benign, malicious).auroc(), 5), "n_pos": len(malicious),
                     "n_neg": len(benign), **histogram(benign, malicious),
                 })  # fmt: skip
-    return Found({"rows": rows})
+    return Found({"rows": rows, "training": training_facts(lab, exhibit.setting, made.families)}, arrays)
 
 
 # ---------------------------------------------------------------------- Figures 6 and 7
@@ -150,22 +158,23 @@ def epochs(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
     """Mean reconstruction error of benign and malicious queries after some epochs of one fit."""
     setting, roles = exhibit.setting, lab.roles(exhibit.setting)
     stage = snapshot_stage(lab, setting)
-    rows = []
+    rows, arrays = [], {}
     for epoch in stage.facts["epochs"]:
         network = _restored(stage, f"epoch-{epoch}", own_autoencoder(lab, setting))
         errors = {"benign": _errors(network, roles.test_queries[:2000])}
         errors |= {row.title: _errors(network, columns_of(lab.theft(setting, row), row)[-1].theft.queries[-2000:]) for row in made.attacks}
         for name, (full, masked) in errors.items():
+            arrays |= {f"r{len(rows):03d}{view}": values for view, values in (("full", full), ("masked", masked))}
             rows.append(
                 {"epoch": epoch, "queries": name, "error_full": float(full.mean()), "error_masked": float(masked.mean()), "n": len(full)}
             )
-    return Found({"rows": rows})
+    return Found({"rows": rows}, arrays)
 
 
 def widths(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
     """AUROC of the reconstruction error alone over the encoder's width; the deviation is left out."""
     setting, roles = exhibit.setting, lab.roles(exhibit.setting)
-    rows = []
+    rows, arrays = [], {}
     for width in WIDTHS:
         stage = width_stage(lab, setting, width)
         network = _restored(stage, "weights", own_autoencoder(lab, setting, width))
@@ -174,9 +183,10 @@ def widths(lab: Laboratory, exhibit: Exhibit, made: Made) -> Found:
             column = columns_of(lab.theft(setting, row), row)[0]
             stolen = _errors(network, column.theft.queries[column.rows])
             for place, view in enumerate(("full", "masked")):
+                arrays |= row_scores(len(rows), honest[place], stolen[place])
                 values = cell(honest[place], stolen[place], resamples=setting.resamples, seed=lab.seed)
                 rows.append({"width": width, "attack": row.title, "view": view, **values})
-    return Found({"rows": rows})
+    return Found({"rows": rows}, arrays)
 
 
 def own_autoencoder(lab: Laboratory, setting: Setting, width: int | None = None) -> MAEConfig:

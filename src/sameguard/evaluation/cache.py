@@ -18,7 +18,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -29,31 +29,50 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sameguard.errors import InvalidDataError
-from sameguard.evaluation.provenance import code_version, forget_peak_memory, library_versions, machine, peak_memory_mib
+from sameguard.evaluation.provenance import (
+    code_version,
+    forget_peak_memory,
+    library_versions,
+    machine,
+    peak_memory_mib,
+    resident_memory_mib,
+)
 
 SCHEMA = 1
 RECORD = "record.json"
 
 
 class Cache:
-    """All stages below one folder."""
+    """All stages below one folder.
+
+    asked: those that were asked for, in order, made or not: what a result rests on. watch: told of each stage that begins to be made.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.asked: list[Stage] = []
+        self.watch: Callable[[Stage], None] | None = None
 
     def stage(self, name: str, settings: Mapping[str, Any], sources: Sequence[str], inputs: Mapping[str, str]) -> "Stage":
         """The stage of these settings, sources (module names below sameguard) and input digests; made or not."""
         known = {"schema": SCHEMA, "stage": name, "settings": settings, "sources": source_digest(tuple(sources)), "inputs": dict(inputs)}
         text = json.dumps(known, sort_keys=True, default=str)
-        return Stage(self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}", json.loads(text))
+        folder = self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.asked.append(Stage(folder, json.loads(text), self._began))
+        return self.asked[-1]
+
+    def _began(self, stage: "Stage") -> None:
+        if self.watch is not None:
+            self.watch(stage)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's folder, and what its key was made of."""
+    """One stage's folder, and what its key was made of. began: told when it begins to be made."""
 
     folder: Path
     known: dict[str, Any]
+    began: "Callable[[Stage], None] | None" = field(default=None, compare=False, repr=False)
 
     @property
     def done(self) -> bool:
@@ -103,11 +122,13 @@ class Stage:
     @contextmanager
     def making(self) -> Iterator["Making"]:
         """Times the block, over interruptions too, and writes the record where it ends well."""
+        if self.began is not None:
+            self.began(self)
         self.folder.mkdir(parents=True, exist_ok=True)
         spent = self.folder / "seconds.json"
         before = json.loads(spent.read_text()) if spent.exists() else 0.0
         forget_peak_memory()
-        began = time.monotonic()
+        resident, began = resident_memory_mib(), time.monotonic()
         making = Making(self)
         try:
             yield making
@@ -117,7 +138,8 @@ class Stage:
         seconds = before + time.monotonic() - began
         record = {
             **self.known, "facts": making.facts, "digest": making.digest(), "seconds": round(seconds, 2), "peak_memory_mib": peak_memory_mib(),
-            "code": code_version(), "machine": machine(), "versions": library_versions(), "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "resident_before_mib": resident, "code": code_version(), "machine": machine(), "versions": library_versions(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         write_text(self.folder / RECORD, json.dumps(record, indent=1))
         spent.unlink(missing_ok=True)

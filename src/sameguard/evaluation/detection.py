@@ -29,15 +29,18 @@ from sameguard.evaluation.families import (
 )
 from sameguard.evaluation.feasibility import TIES, TOLERANCE, infeasibilities, natural_caps
 from sameguard.evaluation.intervals import cell, curve_of
-from sameguard.evaluation.scenarios import BOUND, SAME, AttackRow, Exhibit, Setting
-from sameguard.evaluation.stages import Laboratory
+from sameguard.evaluation.scenarios import BOUND, ENSEMBLE, OUTLIER, SAME, AttackRow, Exhibit, Setting
+from sameguard.evaluation.stages import DEFAULT, MASKED, Laboratory
 from sameguard.evaluation.thefts import Theft
 from sameguard.reconstruction import MAEConfig
 
 SHOWN = 6  # queries of each attack in the report
 ERROR_CEILING = 0.5  # squared error that is drawn darkest
 ALL, SYNTHETIC = "all", "synthetic only"
-DRAWN = (TYPICALITY, PAPER, RELEASED, SAME_X, SAME_Y, OE, EDM, "MSP")
+RIVALS = {  # what a sceptic sets against SAME, one score for each idea, the same in every table whatever the attack -> its name outside its group
+    "energy": "the victim's energy", "its reconstruction error": "a plain autoencoder's error", "share faint": "no learning: share of faint pixels",
+}  # fmt: skip
+DRAWN = (TYPICALITY, PAPER, RELEASED, SAME_X, SAME_Y, OE, EDM, "MSP", *RIVALS)
 
 
 class Made(NamedTuple):
@@ -78,11 +81,16 @@ def columns_of(theft: Theft, row: AttackRow) -> list[Column]:
 
 @dataclass(eq=False)
 class Found:
-    """What an exhibit found. data: JSON. arrays: raw scores, named as data's rows and columns are numbered. pictures: name -> sheet."""
+    """What an exhibit found. data: JSON. arrays: raw scores, named as data's rows (and columns) are numbered. pictures: name -> sheet."""
 
     data: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def row_scores(number: int, benign: np.ndarray, malicious: np.ndarray) -> dict[str, np.ndarray]:
+    """The raw scores that a row of a table was computed from, named by its place among the rows."""
+    return {f"r{number:03d}b": benign, f"r{number:03d}m": malicious}
 
 
 def detection(lab: Laboratory, exhibit: Exhibit, made: "Made") -> Found:
@@ -98,6 +106,7 @@ def detection(lab: Laboratory, exhibit: Exhibit, made: "Made") -> Found:
         shown = {column.name: pictures(lab, setting, column.theft.queries[column.rows]) for column in columns}
         shown["benign"] = pictures(lab, setting, lab.roles(setting).test_queries)
     data: dict[str, Any] = {"columns": [_column_facts(column) for column in columns], "rows": rows}
+    data["training"] = training_facts(lab, setting, made.families)
     data["guard"] = _guard(lab, setting, columns, rows, arrays)
     data["curves"] = _curves(columns, rows, arrays)
     data["infeasible"] = [sentence for row in rows for sentence in _impossible(row)]
@@ -126,6 +135,24 @@ def _family_rows(
             if len(chosen):
                 row["cells"][column.name] = cell(honest, chosen, resamples=setting.resamples, seed=lab.seed)
     return list(found.values())
+
+
+def training_facts(lab: Laboratory, setting: Setting, families: list[str]) -> list[dict[str, Any]]:
+    """How long SAME, OE and EDM were trained, and the accuracy of the victim that answers under each: OE and EDM bring their own."""
+    found: list[dict[str, Any]] = []
+    if SAME in families:
+        own, masked = (lab.fit_stage(setting, variant).known["settings"] for variant in (DEFAULT, MASKED))
+        found.append({
+            "title": "SAME", "victim_accuracy": lab.victim_stage(setting).facts["accuracy"], "frozen": True, "network": setting.victim,
+            "preset": setting.preset, "epochs": own["fit"]["epochs"], "auxiliary_epochs": own["auxiliary"]["fit"]["epochs"],
+            "masked_auxiliary_epochs": masked["auxiliary"]["fit"]["epochs"],
+        })  # fmt: skip
+    for name, title in ((OUTLIER, OE), (ENSEMBLE, EDM)):
+        if name in families:
+            facts = lab.defence(setting, name).stage.facts
+            kept = {key: facts[key] for key in ("network", "epochs", "members", "outliers")}
+            found.append({"title": title, "victim_accuracy": facts["accuracy"], "frozen": False, **kept})
+    return found
 
 
 def _curves(columns: list[Column], rows: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def _dealt(lab: Laboratory, setting: Setting, row: AttackRow, threshold: float) 
     theft = lab.theft(setting, row)
     probs = lab.victim(setting).answer(theft.queries)
     found = alarm_rates(theft.queries, probs, lab.roles(setting).classes, threshold, SYBILS)
-    return [{"user": row.title, **entry._asdict()} for entry in found]
+    return [{"user": row.title, "queries": len(theft.queries), **entry._asdict()} for entry in found]
 
 
 def _users(queries: np.ndarray, users: int) -> list[np.ndarray]:

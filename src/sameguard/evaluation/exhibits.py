@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sameguard.evaluation.ablations import components, epochs, histograms, ratios, snapshot_stage, weights, width_stage, widths
-from sameguard.evaluation.costs import costs
+from sameguard.evaluation.costs import costs, shared_scores
 from sameguard.evaluation.detection import Found, Made, detection
 from sameguard.evaluation.enforcement import accounts, add_ons, enforcement
 from sameguard.evaluation.families import benign_scores, malicious_scores
@@ -57,6 +57,12 @@ def steps(exhibit: Exhibit) -> list[Step]:
     if exhibit.kind not in UNSCORED:
         for family in exhibit.families:
             found += _family_steps(exhibit, family, defence, score)
+    if exhibit.kind == "costs":
+        kept = [(row, min(row.budget, 10_000) / 1000) for row in exhibit.attacks]
+        found += [
+            Step(f"{setting.name}: scores of {row.name}, trunk shared", size * score, _shared(setting, row), (row.name,))
+            for row, size in kept
+        ]
     if exhibit.kind == "epochs":
         found.append(Step(f"{setting.name}: autoencoder with snapshots", another, lambda lab: snapshot_stage(lab, setting)))
     if exhibit.kind == "widths":
@@ -101,6 +107,10 @@ def _family_steps(exhibit: Exhibit, family: str, defence: float, seconds: float)
 
 def _scored(setting: Setting, family: str, row: AttackRow) -> Callable[[Laboratory], Any]:
     return lambda lab: malicious_scores(lab, setting, family, row)
+
+
+def _shared(setting: Setting, row: AttackRow) -> Callable[[Laboratory], Any]:
+    return lambda lab: shared_scores(lab, setting, row)
 
 
 def _width_step(setting: Setting, width: int, seconds: float) -> Step:

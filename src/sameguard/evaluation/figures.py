@@ -1,12 +1,14 @@
 """Results -> pictures, drawn from result JSON alone. Each is a PNG with a transparent ground and grey ink, readable on light and dark pages."""
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from sameguard.evaluation.detection import RIVALS
 from sameguard.evaluation.families import EDM, MASKED_X, OE, PAPER, RELEASED, SAME_X, SAME_Y, TYPICALITY
 from sameguard.evaluation.results import Result, reported
 
@@ -14,16 +16,18 @@ INK = "#808890"
 BENIGN, MALICIOUS = "#3b82c4", "#d9622b"
 COLOURS = {
     TYPICALITY: "#3b82c4", PAPER: "#d9622b", RELEASED: "#c49a3b", SAME_X: "#4aa568", MASKED_X: "#2f7f6d", SAME_Y: "#9a6bc9", OE: "#b0455b",
-    EDM: "#7a7f87", "MSP": "#5fb3b3",
+    EDM: "#7a7f87", "MSP": "#5fb3b3", "energy": "#8a8f2f", "its reconstruction error": "#b07aa1", "share faint": "#a8642f",
 }  # fmt: skip
 CYCLE = ("#3b82c4", "#d9622b", "#4aa568", "#9a6bc9", "#c49a3b", "#b0455b", "#5fb3b3", "#7a7f87")
 PANEL = 2.7  # inches
+LETTERS = 34  # of a panel's title in one line
 ACROSS = 4  # panels in a row
 
 
 def figures_of(result: Result) -> list[tuple[str, bytes]]:
-    """Caption and PNG of each picture of an exhibit."""
-    return [(caption, picture) for caption, picture in DRAWN.get(result.first["kind"], lambda _: [])(result) if picture]
+    """Caption and PNG of each picture of an exhibit: of its first seed, as the caption says."""
+    drawn = DRAWN.get(result.first["kind"], lambda _: [])(result)
+    return [(f"{caption}, seed {result.seeds[0]}", picture) for caption, picture in drawn if picture]
 
 
 # ---------------------------------------------------------------------- by kind
@@ -41,11 +45,12 @@ def _detection(result: Result) -> list[tuple[str, bytes]]:
     def roc(axis: Any, name: str) -> None:
         for curve in curves:
             if curve["column"] == name:
-                axis.plot(curve["fpr"], curve["tpr"], color=COLOURS[curve["title"]], linewidth=1.4, label=curve["title"])
+                title, dashes = curve["title"], "--" if curve["title"] in RIVALS else "-"
+                axis.plot(curve["fpr"], curve["tpr"], color=COLOURS[title], linestyle=dashes, linewidth=1.4, label=RIVALS.get(title, title))
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
         axis.set(title=titles[name], xlabel="benign flagged", ylabel="malicious flagged")
 
-    found = [("ROC curves, seed " + str(result.seeds[0]), _panels(names, roc, legend=True))]
+    found = [("ROC curves", _panels(names, roc, legend=True))]
     for score in (TYPICALITY, PAPER):
         chosen = {curve["column"]: curve for curve in curves if curve["title"] == score}
         if chosen:
@@ -55,7 +60,7 @@ def _detection(result: Result) -> list[tuple[str, bytes]]:
 
 def _histograms(result: Result) -> list[tuple[str, bytes]]:
     rows = {f"{row['title']}": row for row in result.data["rows"]}
-    titles = {name: f"{name.split(' (')[0]}\nAUROC {100 * row['auroc']:.1f}" for name, row in rows.items()}
+    titles = {name: f"{name}\nAUROC {100 * row['auroc']:.1f}" for name, row in rows.items()}
     return [
         (f"{result.data['rows'][0]['attack']}: share of queries over the score", _panels(list(rows), _bars_of(rows, titles), legend=True))
     ]
@@ -90,7 +95,7 @@ def _enforcement(result: Result) -> list[tuple[str, bytes]]:
             )
         axis.set(title=attack, xlabel="test images refused, %", ylabel="stolen fidelity, %", ylim=(0, 102))
 
-    return [("Stolen fidelity against benign cost; 0 % is the open victim", _panels(attacks, draw, legend=True))]
+    return [("Stolen fidelity against benign cost (0 %: the open victim)", _panels(attacks, draw, legend=True))]
 
 
 def _ratios(result: Result) -> list[tuple[str, bytes]]:
@@ -210,6 +215,7 @@ def _panels(names: list[str], draw: Callable[[Any, str], None], *, legend: bool)
         axes = figure.subplots(down, across, squeeze=False)
         for axis, name in zip(axes.flat, names, strict=False):
             draw(axis, name)
+            axis.set_title(wrapped(axis.get_title()))
             axis.spines[["top", "right"]].set_visible(False)
         for axis in list(axes.flat)[len(names) :]:
             axis.axis("off")
@@ -220,6 +226,11 @@ def _panels(names: list[str], draw: Callable[[Any, str], None], *, legend: bool)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", transparent=True)
     return buffer.getvalue()
+
+
+def wrapped(title: str) -> str:
+    """A panel's title in lines that its width holds."""
+    return "\n".join(textwrap.fill(line, LETTERS) for line in title.splitlines())
 
 
 @contextmanager

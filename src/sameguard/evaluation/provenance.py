@@ -70,13 +70,25 @@ def forget_peak_memory() -> None:
 
 def peak_memory_mib() -> float:
     """Peak resident memory since `forget_peak_memory`, or of the whole process where the system cannot forget."""
+    peak = _status_mib("VmHWM")
+    if peak is not None:
+        return peak
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def resident_memory_mib() -> float | None:
+    """Memory that the process holds now, None where the system does not tell (all but Linux)."""
+    return _status_mib("VmRSS")
+
+
+def _status_mib(name: str) -> float | None:
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return round(int(line.split()[1]) / 1024, 1)
-    unit = 2**20 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sameguard.errors import ConfigurationError
 from sameguard.evaluation.cache import write_text
 from sameguard.evaluation.figures import figures_of
-from sameguard.evaluation.results import Result, absent, read_results, reported
+from sameguard.evaluation.results import Result, absent, read_failures, read_results, reported
 from sameguard.evaluation.run import read_folder
 from sameguard.evaluation.tables import PREFACE, markdown, section
 
@@ -22,21 +22,24 @@ STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 p, li { max-width: 60rem; } .note { color: var(--soft); font-size: 0.9em; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin: 0.8rem 0; } table { border-collapse: collapse; font-size: 0.85em; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; vertical-align: top; }
 th { white-space: normal; } td:first-child, th:first-child { position: sticky; left: 0; background: var(--ground); }
 tr:hover td { background: var(--band); } tr.group td { padding-top: 0.7rem; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: var(--soft); font-size: 0.9em; }
 .sheets { display: flex; flex-wrap: wrap; gap: 1rem; } .sheets img { image-rendering: pixelated; width: 16rem; }
-nav a { margin-right: 0.8rem; }
+nav a { margin-right: 0.8rem; } summary { cursor: pointer; }
 """
 
 
 def write_report(out: Path, page: Path | None = None) -> list[Path]:
-    """Writes both files and returns their paths. Raises ConfigurationError for an empty or foreign folder, InvalidDataError for a damaged result."""
+    """Writes both files and returns their paths, where nothing could be made with the reasons alone.
+
+    Raises ConfigurationError for an empty or foreign folder, InvalidDataError for a damaged result.
+    """
     read_folder(out)
     results = read_results(out)
-    if not results:
+    if not results and not read_failures(out):
         raise ConfigurationError(
             f"results folder {out} must hold at least one result, got none: sameguard evaluate --out {out} has not finished a table."
         )
@@ -75,9 +78,8 @@ def _result_html(out: Path, result: Result) -> list[str]:
     folder = out / "pictures" / f"{result.key}-seed{result.seeds[0]}"
     sheets = sorted(folder.glob("*.png"))
     if sheets:
-        caption = (
-            "Queries (above), what the autoencoder paints of each patch while it is hidden (middle), squared error, dark is large (below)"
-        )
+        caption = "Queries (above), what the autoencoder paints of each patch while it is hidden (middle), "
+        caption += f"squared error, dark is large (below); seed {result.seeds[0]}"
         images = [
             f'<figure><img alt="{html.escape(path.stem)}" src="{_uri(path.read_bytes())}"><figcaption>{html.escape(path.stem)}</figcaption></figure>'
             for path in sheets
@@ -90,7 +92,9 @@ def _uri(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
-# ---------------------------------------------------------------------- our own Markdown, which is tables, lists and paragraphs
+# ---------------------------------------------------------------------- our own Markdown: tables, lists, paragraphs, and what is folded away
+
+FOLDED, UNFOLDED = re.compile(r"<details><summary>(.*)</summary>"), "</details>"
 
 
 def to_html(lines: Iterable[str]) -> list[str]:
@@ -102,7 +106,11 @@ def to_html(lines: Iterable[str]) -> list[str]:
         if block and kind != (block[0][:1] if block[0][:2] in ("| ", "|-", "- ") else ""):
             parts += _block(block)
             block = []
-        if line and not kind:
+        if line == UNFOLDED:
+            parts.append(UNFOLDED)
+        elif folded := FOLDED.fullmatch(line):
+            parts.append(f"<details><summary>{_inline(folded[1])}</summary>")
+        elif line and not kind:
             parts.append(f"<p>{_inline(line)}</p>")
         elif line:
             block.append(line)

@@ -2,6 +2,7 @@
 
     <out>/laboratory.json            scale, and which version of sameguard began it
     <out>/results/<key>-seed<n>.json what a report is made from: small, to be committed
+    <out>/results/<key>-seed<n>.missing.json  in its place, why nothing could be made; goes when something can
     <out>/pictures/...               a PNG of each attack's queries
     <out>/scores/<key>-seed<n>.npz   raw scores, from which every metric can be computed again
     <out>/cache/                     stages (cache.py)
@@ -23,20 +24,24 @@ import numpy as np
 import torch
 
 from sameguard.errors import ConfigurationError, SameguardError
-from sameguard.evaluation.cache import SCHEMA, small_json, source_digest, write_text
+from sameguard.evaluation.cache import SCHEMA, Stage, small_json, source_digest, write_text
 from sameguard.evaluation.detection import Found, Made, save_picture
 from sameguard.evaluation.exhibits import KINDS, SOURCES, Step, inputs_of, steps
-from sameguard.evaluation.provenance import code_version, library_versions, machine, peak_memory_mib
+from sameguard.evaluation.provenance import code_version, library_versions, machine
 from sameguard.evaluation.scenarios import Exhibit, select
 from sameguard.evaluation.stages import Laboratory
 from sameguard.training import ProgressEvent, RunControl, TrainingPausedError
 
 LABORATORY = "laboratory.json"
+MISSING = ".missing.json"  # ends the name of what stands in for a result
 OWN = (LABORATORY, "results", "pictures", "scores", "cache", "queries", "report.html", "report.md")
 
 
 class PlanEvent(NamedTuple):
-    """Where the whole plan stands. share: of the guessed work that is done. inner: the training within the step, where there is one."""
+    """Where the whole plan stands. share: of the guessed work that is done. inner: the training within the step, where there is one.
+
+    making: whether the step makes something; what is cached is only loaded. cached: steps that were, until now.
+    """
 
     step: int
     steps: int
@@ -44,6 +49,8 @@ class PlanEvent(NamedTuple):
     share: float
     seconds_left: float
     inner: ProgressEvent | None
+    making: bool = False
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ def evaluate_exhibits(
     plan = _Plan([step for exhibit in chosen for step in steps(exhibit)], progress)
     control = replace(control or RunControl(), progress=plan.inner)
     lab = Laboratory(order.out, seed=order.seed, data_root=order.data_root, device=order.device, control=control, reuse=order.reuse)
+    lab.cache.watch = plan.begins
     with _threads(order.scale):
         return [_exhibited(lab, exhibit, plan, order) for exhibit in chosen]
 
@@ -109,8 +117,14 @@ def _threads(scale: str) -> Iterator[None]:
 
 def open_folder(out: Path, scale: str) -> None:
     """Makes a results folder, or checks that this is one of this version and scale. Raises ConfigurationError where it is not."""
-    path = out / LABORATORY
-    if path.exists():
+    check_folder(out, scale)
+    if not (out / LABORATORY).exists():
+        write_text(out / LABORATORY, json.dumps({"schema": SCHEMA, "scale": scale, "begun_with": code_version()}, indent=1))
+
+
+def check_folder(out: Path, scale: str) -> None:
+    """Writes nothing. Raises ConfigurationError where the folder is neither new nor empty nor a results folder of this version and scale."""
+    if (out / LABORATORY).exists():
         known = read_folder(out)
         if known["scale"] != scale:
             raise ConfigurationError(f"results folder {out} is of scale {known['scale']}, got {scale}: choose another --out.")
@@ -118,7 +132,6 @@ def open_folder(out: Path, scale: str) -> None:
     foreign = [entry.name for entry in out.iterdir() if entry.name not in OWN] if out.is_dir() else []
     if foreign:
         raise ConfigurationError(f"--out {out} must be new, empty or a results folder, got one with {foreign[0]} in it: choose another.")
-    write_text(path, json.dumps({"schema": SCHEMA, "scale": scale, "begun_with": code_version()}, indent=1))
 
 
 def read_folder(out: Path) -> dict[str, Any]:
@@ -152,8 +165,9 @@ class _Plan:
         self.guessed = {title: step.seconds for title, step in unique.items()}
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # title of a step -> why
+        self.stages: dict[str, list[Stage]] = {}  # title of a step -> what it asked for first
         self._progress = progress
-        self._current = ""
+        self._current, self._making, self._cached = "", False, 0
         self._ran, self._guessed_of_ran = 0.0, 0.0
 
     def run(self, step: Step, lab: Laboratory) -> str | None:
@@ -163,9 +177,9 @@ class _Plan:
         if step.title in self.done:
             return None
         lab.stop_at_deadline("evaluation")
-        self._current = step.title
+        self._current, self._making = step.title, False
         self._tell(None)
-        began = time.monotonic()
+        began, asked = time.monotonic(), len(lab.cache.asked)
         try:
             step.run(lab)
         except TrainingPausedError:
@@ -178,9 +192,16 @@ class _Plan:
             if seconds > 0.5:  # what was cached says nothing about pace
                 self._ran += seconds
                 self._guessed_of_ran += self.guessed[step.title]
+        self.stages[step.title] = lab.cache.asked[asked:]
         self.done.add(step.title)
+        self._cached += not self._making
         self._tell(None)
         return None
+
+    def begins(self, stage: Stage) -> None:
+        """A stage of the current step is not cached."""
+        self._making = True
+        self._tell(None)
 
     def skip(self, step: Step) -> None:
         """Counts a step that hangs on one that failed as dealt with."""
@@ -199,9 +220,8 @@ class _Plan:
         total = sum(self.guessed.values())
         pace = self._ran / self._guessed_of_ran if self._guessed_of_ran > 1 else 1.0
         place = self.titles.index(self._current) + 1
-        self._progress(
-            PlanEvent(place, len(self.titles), self._current, min(1.0, finished / total), max(0.0, total - finished) * pace, event)
-        )
+        share, left = min(1.0, finished / total), max(0.0, total - finished) * pace
+        self._progress(PlanEvent(place, len(self.titles), self._current, share, left, event, self._making, self._cached))
 
 
 def _exhibited(lab: Laboratory, exhibit: Exhibit, plan: _Plan, order: Order) -> Outcome:
@@ -218,32 +238,42 @@ def _exhibited(lab: Laboratory, exhibit: Exhibit, plan: _Plan, order: Order) -> 
     made = Made(
         [row for row in exhibit.attacks if row.name not in missing], [family for family in exhibit.families if family not in missing]
     )
+    name = f"{exhibit.key}-seed{order.seed}"
+    failure = order.out / "results" / f"{name}{MISSING}"
     if "" in missing or not made.attacks:
+        write_text(failure, small_json({**_identity(exhibit, order), "missing": list(lost), "code": code_version()}))
         return Outcome(exhibit, None, lost, False, time.monotonic() - began)
+    failure.unlink(missing_ok=True)
     if order.save_queries:
         for row in made.attacks:
             save_queries(lab, exhibit, row.name, order.out)
-    name = f"{exhibit.key}-seed{order.seed}"
     path = order.out / "results" / f"{name}.json"
-    key = _key(lab, exhibit, made, lost)
+    stages = [stage for step in steps(exhibit) for stage in plan.stages.get(step.title, []) if stage.done]
+    key = _key(lab, exhibit, made, lost, stages)
     if path.exists() and _stored_key(path) == key:
         return Outcome(exhibit, path, lost, True, time.monotonic() - began)
     found = KINDS[exhibit.kind](lab, exhibit, made)
     _write(order, name, found)
     result = {
-        "schema": SCHEMA, "exhibit": exhibit.name, "title": exhibit.title, "kind": exhibit.kind, "scale": order.scale, "seed": order.seed,
-        "key": key, "setting": _setting_facts(lab, exhibit), "data": found.data, "missing": list(lost), "code": code_version(),
-        "machine": machine(), "versions": library_versions(), "peak_memory_mib": peak_memory_mib(),
-        "seconds": round(sum(record["seconds"] for record in _records(lab, exhibit, made)), 1),
+        **_identity(exhibit, order), "kind": exhibit.kind, "key": key, "setting": _setting_facts(lab, exhibit), "data": found.data,
+        "missing": list(lost), "code": code_version(), "machine": machine(), "versions": library_versions(), **_spent(stages),
     }  # fmt: skip
     write_text(path, small_json(result))
     return Outcome(exhibit, path, lost, False, time.monotonic() - began)
 
 
-def _key(lab: Laboratory, exhibit: Exhibit, made: Made, lost: tuple[dict[str, str], ...]) -> str:
+def _identity(exhibit: Exhibit, order: Order) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "exhibit": exhibit.name, "title": exhibit.title, "scale": order.scale, "seed": order.seed,
+        "setting": {"name": exhibit.setting.name, "title": exhibit.setting.title},
+    }  # fmt: skip
+
+
+def _key(lab: Laboratory, exhibit: Exhibit, made: Made, lost: tuple[dict[str, str], ...], stages: list[Stage]) -> str:
     known = {
         "exhibit": repr(exhibit),
         "inputs": inputs_of(lab, exhibit, made),
+        "stages": {stage.folder.name: stage.digest for stage in stages},
         "sources": source_digest(SOURCES),
         "seed": lab.seed,
         "missing": lost,
@@ -269,11 +299,23 @@ def _setting_facts(lab: Laboratory, exhibit: Exhibit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _records(lab: Laboratory, exhibit: Exhibit, made: Made) -> list[dict[str, Any]]:
-    found = [lab.victim_stage(exhibit.setting).record]
-    if exhibit.kind not in ("accounts", "epochs", "widths"):
-        found += [lab.fit_stage(exhibit.setting).record, lab.scorer_stage(exhibit.setting).record]
-    return found
+def _spent(stages: list[Stage]) -> dict[str, Any]:
+    """Seconds of every stage that a result rests on, whenever it was made, their sum, and the largest of their peaks of memory.
+
+    reused: stages whose training was taken over from elsewhere, and the seconds that it took there; `seconds` has its loading only.
+    """
+    records = {stage.known["stage"]: stage.record for stage in stages}
+    reused = {}
+    for name, record in records.items():
+        facts = record["facts"]
+        if "reused" in facts:
+            parts = {"training": facts["training_seconds"]} if "training_seconds" in facts else facts["seconds"]
+            reused[name] = round(sum(value for part, value in parts.items() if part != "this_call"), 1)
+    return {
+        "seconds": round(sum(record["seconds"] for record in records.values()), 1),
+        "peak_memory_mib": max(record["peak_memory_mib"] for record in records.values()),
+        "stages": {name: record["seconds"] for name, record in records.items()}, "reused": reused,
+    }  # fmt: skip
 
 
 def _write(order: Order, name: str, found: Found) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
 import structlog
 
-from sameguard.protocol import Problem, Route, RouteKind, WireError, read_headers, travelling_headers
+from sameguard.protocol import Problem, Route, RouteKind, WireError, read_headers
 from sameguard.server import replies
 from sameguard.server.decision import Observer
 from sameguard.server.edge import (
@@ -122,8 +124,7 @@ class DataPlane:
         if scope.get("query_string"):
             raise _denied("input-invalid", "query strings are not understood here: leave it out", "query-string")
         if route.kind is not RouteKind.INFER:
-            with self._admitted():
-                return await self._passed(route, headers)
+            return await unless_gone(self._passed(route), receive)
         if not self.service.checked and self.settings.mode == "enforce" and principal.within(self.settings.rollout):
             raise replies.unavailable("upstream-unchecked")  # whoever is only watched is passed on
         if self.service.audit is not None and self.service.audit.must_refuse:
@@ -151,7 +152,7 @@ class DataPlane:
             parse = snapshot.dialect.parse_infer
             threaded = len(body) > THREADED_BYTES or "content-encoding" in headers  # a small body may be a large one inside
             request = await asyncio.to_thread(parse, body, headers) if threaded else parse(body, headers)
-            digest = request.digest(snapshot.model)
+            digest = self._digest(request.digest(snapshot.model), headers)
         trace.digest, trace.rows = digest.hex(), len(request.queries)
         if trace.rows > 1:
             self._charge(principal.name, trace.rows - 1)
@@ -162,10 +163,17 @@ class DataPlane:
         if seconds is not None:
             raise replies.over_quota(seconds)
 
-    async def _passed(self, route: Route, headers: dict[str, str]) -> Reply:
-        """Metadata and health, unscored."""
+    def _digest(self, digest: bytes, headers: dict[str, str]) -> bytes:
+        """Of everything of a request that the model server may answer by: inputs, and the headers that travel as they came."""
+        upstream = self.settings.upstream
+        names = (*upstream.pass_headers, *(("authorization",) if upstream.pass_authorization else ()))
+        told = {name: headers[name.lower()] for name in sorted(names) if name.lower() in headers}
+        return hashlib.sha256(digest + orjson.dumps(told)).digest() if told else digest
+
+    async def _passed(self, route: Route) -> Reply:
+        """Metadata and health, unscored, the same for everybody."""
         try:
-            answer = await self.service.upstream.get(route.upstream_path, travelling_headers(headers))
+            answer = await self.service.upstream.glance(route.upstream_path)
         except UpstreamFailedError as error:
             raise replies.upstream_failed(error.status, error.reason) from error
         if 300 <= answer.status < 400:

@@ -1,14 +1,15 @@
 """Bounded micro-batches: an idle worker starts at once, and what queues meanwhile goes together, up to a number of rows.
 
 A full queue refuses at once instead of letting requests wait for an answer that comes too late; an item leaves the queue at its deadline,
-whoever is at work, or when its request is cancelled, before it costs anything. The work runs in a thread of its own, off the event loop.
+whoever is at work, or when its request is cancelled, before it costs anything. Askers take turns, and where there is no room it is the one
+with most rows that loses its newest: nobody keeps others out by asking more. The work runs in a thread of its own, off the event loop.
 What the work is, and what happens to those who are refused, is the caller's.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -44,7 +45,7 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Runs `work` on batches of items, `parallel` batches at a time, in the order of arrival.
+    """Runs `work` on batches of items, `parallel` batches at a time: askers in turn, each one's items in the order of arrival.
 
     work: items -> one result for each; what it raises is raised to everyone in that batch. executor: where it runs. max_rows: rows of one
     batch (one item may have more: it then runs alone). max_waiting_rows: rows that may wait besides those at work. clock: seconds, monotonic.
@@ -71,29 +72,29 @@ class MicroBatcher(Generic[Item, Result]):
         self.parallel = parallel
         self.clock = clock
         self._begun: deque[_Waiting[Item, Result]] = deque()  # goes first
-        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._waiting: OrderedDict[str, deque[_Waiting[Item, Result]]] = OrderedDict()  # asker -> its items; the first is whose turn it is
         self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     @property
     def waiting_rows(self) -> int:
         """Rows that wait and are still wanted."""
-        return sum(entry.rows for entry in chain(self._begun, self._waiting) if not entry.result.done())
+        return _rows(chain(self._begun, *self._waiting.values()))
 
-    async def submit(self, item: Item, rows: int, *, deadline: float, begun: bool = False) -> Result:
-        """The item's result. deadline: value of the clock by which it must have been begun.
+    async def submit(self, item: Item, rows: int, *, deadline: float, asker: str = "", begun: bool = False) -> Result:
+        """The item's result. deadline: value of the clock by which it must have been begun. asker: on whose behalf.
 
         begun: it continues what has cost something already. It goes before what is new and is never refused for want of room, or a full
         queue would let requests in and throw them away half-way. What may be under way bounds it.
 
-        Raises QueueFullError at once where it does not fit, DeadlineError at its deadline where it was not begun, and what the work raises.
+        Raises QueueFullError at once where it does not fit, or later where another asker with fewer rows needs the room; DeadlineError at its
+        deadline where it was not begun, and what the work raises.
         """
-        waiting = self.waiting_rows
         idle = self._workers < self.parallel
-        if not idle and not begun and waiting + rows > self.max_waiting_rows:
-            raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more, {waiting} wait: try again later.")
+        if not idle and not begun:
+            self._make_room(rows, asker)
         entry = _Waiting(item, rows, deadline, asyncio.get_running_loop().create_future())
-        (self._begun if begun else self._waiting).append(entry)
+        (self._begun if begun else self._waiting.setdefault(asker, deque())).append(entry)
         if idle:
             self._workers += 1
             self._tasks.add(task := asyncio.create_task(self._run()))
@@ -104,6 +105,26 @@ class MicroBatcher(Generic[Item, Result]):
             return await entry.result
         finally:
             timer.cancel()
+
+    def _make_room(self, rows: int, asker: str) -> None:
+        """Sheds the newest items of whoever has most rows, as long as that is more than the asker would have. Raises QueueFullError."""
+        missing = self.waiting_rows + rows - self.max_waiting_rows
+        if missing <= 0:
+            return
+        held = {name: _rows(entries) for name, entries in self._waiting.items()}
+        would_hold, shed = held.get(asker, 0) + rows, []
+        while missing > 0:
+            greedy = max(held, key=held.__getitem__, default=asker)
+            entry = next(
+                (found for found in reversed(self._waiting.get(greedy, ())) if not found.result.done() and found not in shed), None
+            )
+            if entry is None or held[greedy] <= would_hold:
+                raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more: try again later.")
+            shed.append(entry)
+            held[greedy] -= entry.rows
+            missing -= entry.rows
+        for entry in shed:
+            entry.result.set_exception(QueueFullError(f"{entry.rows} rows made room for an asker with fewer: try again later."))
 
     async def _run(self) -> None:
         """Works until nothing waits. A cancelled caller has cancelled its future: such entries are dropped, never answered."""
@@ -127,7 +148,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
         rows, now = 0, self.clock()
-        while queue := self._begun or self._waiting:
+        while (queue := self._next_queue()) is not None:
             entry = queue[0]
             if entry.result.done():
                 queue.popleft()
@@ -140,4 +161,21 @@ class MicroBatcher(Generic[Item, Result]):
                 batch.append(queue.popleft())
                 entry.taken = True
                 rows += entry.rows
+                if queue is not self._begun:
+                    self._waiting.move_to_end(next(iter(self._waiting)))
         return batch
+
+    def _next_queue(self) -> deque[_Waiting[Item, Result]] | None:
+        """Where the next item is taken from: what has begun, then whoever's turn it is."""
+        if self._begun:
+            return self._begun
+        while self._waiting:
+            asker, queue = next(iter(self._waiting.items()))
+            if queue:
+                return queue
+            del self._waiting[asker]
+        return None
+
+
+def _rows(entries: Iterable[_Waiting[Item, Result]]) -> int:
+    return sum(entry.rows for entry in entries if not entry.result.done())

@@ -115,6 +115,8 @@ class _CountingConnection(h11.Connection):
             self._pieces = 0
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
                 raise h11.RemoteProtocolError("request must have Content-Length or Transfer-Encoding, got both.")
+            if event.http_version == b"1.0" and any(name == b"transfer-encoding" for name, _ in event.headers):
+                raise h11.RemoteProtocolError("request of HTTP/1.0 must have no Transfer-Encoding, got one.")
         elif isinstance(event, h11.Data):
             self._pieces += 1
             if self._pieces > self.most_pieces:

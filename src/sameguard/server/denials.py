@@ -1,7 +1,7 @@
-"""Denied requests in the logs: of each principal so many a minute get a line, the rest of the minute is told in one line with its number.
+"""Requests without a verdict in the logs: of each principal so many a minute get a line, the rest is told in one line with its number.
 
-What is not understood costs its sender nothing. A line for each would let anybody rotate away the records that matter. Metrics and the
-dashboard count every request; what is answered, charged, refused or failed always has a line of its own.
+What is not understood, fails, or comes with a proof that does not count costs its sender nothing. A line for each would let anybody rotate
+away the records that matter. Metrics and the dashboard count every request; what was judged always has a line of its own.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ class Denials:
     def observe(self, decision: Decision, evidence: Evidence | None) -> bool:
         """Hands the decision to the logs, or counts it. Whether it has a line of its own."""
         self.flush()
-        if decision.outcome == "denied" and not self._has_line(decision.principal):
+        cheap = decision.outcome in ("denied", "failed") or decision.reason.startswith("proof-")
+        if cheap and not self._has_line(decision.principal):
             self._count(decision)
             return False
         for log in self.logs:

@@ -6,6 +6,7 @@ no answer goes out; the exceptions are settings (`shadow`, `scorer.fail_open`), 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from sameguard.server.verdicts import Verdict, VerdictCache
 Scored = TypeVar("Scored")
 OUTCOMES: dict[type, str] = {Allow: "allow", Coarsen: "coarsen", Challenge: "challenge", TooCostly: "too-costly", Refuse: "refuse"}
 WAITING_CHALLENGES = 64  # each runs the key derivation once: what would wait longer is shed
+CHALLENGES_OF_ONE = 8  # of these, of one principal
+PASSING_TROUBLE = frozenset({408, 425, 429})  # the model server would answer later: like 5xx, no reason to keep a proof
 SMALLEST_PROBABILITY = 1e-6  # of a coarsened answer where the model server gives logits
 
 
@@ -58,7 +61,7 @@ class Flow:
         self.store = store
         self.cache = cache
         self.issuing = issuing
-        self._issuing = 0
+        self._issuing: Counter[str] = Counter()  # by principal
 
     async def answer(self, asked: Asked, snapshot: Snapshot, trace: Trace) -> Reply:
         """The answer to an allowed, paid or shadowed request. Raises Refusal for every other."""
@@ -100,7 +103,7 @@ class Flow:
         """The verdict, and the model server's answer where it was needed for it."""
         policy, rows = snapshot.policy, len(asked.request.queries)
         with trace.stage("stage_a"):
-            found = await self._timed(snapshot.queue.stage_a(asked.request.queries))
+            found = await self._timed(snapshot.queue.stage_a(asked.request.queries, asked.principal.name))
         trace.evidence = Evidence(asked.request.queries, found.reconstruction.views)
         actions: list[Action] = [Allow()] * rows if found.scores is None else list(policy.decide_stage_a(found.scores))
         worst_a = float("nan") if found.scores is None else float(found.scores.max())
@@ -153,7 +156,8 @@ class Flow:
             with trace.stage("upstream"):
                 answer = await self.upstream.infer(dialect.infer_path, message, travelling)
             if answer.status != 200:
-                raise self._passed_on(answer, self._refund(asked, snapshot) if paid and answer.status >= 500 else None)
+                later = answer.status >= 500 or answer.status in PASSING_TROUBLE
+                raise self._passed_on(answer, self._refund(asked, snapshot) if paid and later else None)
             response = dialect.parse_infer_response(answer.body, answer.headers, asked.request)
             self.upstream.understood()
             return response
@@ -234,21 +238,22 @@ class Flow:
         issued = verdict.issued
         if issued is None or issued.expires_at - now < self.proofs.ttl_seconds * 0.75:
             with trace.stage("challenge"):
-                issued = await self._issued(charge, _bound(asked, snapshot), now)
+                issued = await self._issued(charge, _bound(asked, snapshot), now, asked.principal.name)
             verdict.issued = issued if self.cache.seconds else None
             trace.issued = True
         return replies.challenged(issued, self.settings.proofs.status, snapshot.model.name, now, kind)
 
-    async def _issued(self, charge: Challenge, bound: Bound, now: float) -> IssuedChallenge:
-        if self._issuing >= WAITING_CHALLENGES:
+    async def _issued(self, charge: Challenge, bound: Bound, now: float, principal: str) -> IssuedChallenge:
+        if self._issuing.total() >= WAITING_CHALLENGES or self._issuing[principal] >= CHALLENGES_OF_ONE:
             raise replies.unavailable("challenges-full")
-        self._issuing += 1
+        self._issuing[principal] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.issuing, self.proofs.issue, charge, bound, now)
         except SameguardError as error:
             raise replies.unavailable("challenge-failed") from error
         finally:
-            self._issuing -= 1
+            self._issuing[principal] -= 1
+            self._issuing += Counter()  # forgets who has none left
 
     def _refund(self, asked: Asked, snapshot: Snapshot) -> str:
         return self.proofs.refund(_bound(asked, snapshot), time.time())

@@ -124,18 +124,18 @@ class ScoringQueue:
     def waiting_rows(self) -> int:
         return self._batcher.waiting_rows
 
-    async def stage_a(self, queries: Queries) -> Found:
-        """Reconstruction and stage-A scores of these queries."""
-        return await self._run(StageA(queries), len(queries))
+    async def stage_a(self, queries: Queries, asker: str = "") -> Found:
+        """Reconstruction and stage-A scores of these queries. asker: whose they are, for the turns."""
+        return await self._run(StageA(queries), len(queries), asker=asker)
 
     async def stage_b(self, reconstruction: Reconstruction, probs: Probs) -> Scores:
         """Whole scores, (rows,)."""
         return (await self._run(StageB(reconstruction, probs), len(reconstruction), begun=True)).scores
 
-    async def _run(self, job: Job, rows: int, *, begun: bool = False) -> Found:
+    async def _run(self, job: Job, rows: int, *, asker: str = "", begun: bool = False) -> Found:
         deadline = self._batcher.clock() + self.deadline_seconds
         try:
-            found = await self._batcher.submit(job, rows, deadline=deadline, begun=begun)
+            found = await self._batcher.submit(job, rows, deadline=deadline, asker=asker, begun=begun)
         except SameguardError:
             raise
         except Exception as error:  # whatever the engine raises

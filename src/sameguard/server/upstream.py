@@ -14,6 +14,7 @@ from sameguard.protocol import Message
 from sameguard.server.settings import UpstreamSettings
 
 ERROR_BYTES = 64 * 2**10  # of an answer that is passed on unread
+GLANCE_SECONDS = 1.0
 IDLE_SECONDS = 4.0  # many servers close idle connections after 5 s; no request may go out on one that is just being closed
 
 
@@ -46,6 +47,8 @@ class Upstream:
         self.settings = settings
         self.failures = 0
         self._session: aiohttp.ClientSession | None = None
+        self._glances: dict[str, asyncio.Future[UpstreamAnswer]] = {}  # path -> the last look, over or not
+        self._glanced: dict[str, float] = {}  # path -> when it was over
 
     async def open(self) -> None:
         chosen = self.settings
@@ -60,6 +63,8 @@ class Upstream:
         )
 
     async def close(self) -> None:
+        for look in self._glances.values():
+            look.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -86,6 +91,23 @@ class Upstream:
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> UpstreamAnswer:
         """Metadata or health. Raises UpstreamFailedError."""
         return await self._ask("GET", path, dict(headers or {}), None, self.settings.response_bytes)
+
+    async def glance(self, path: str) -> UpstreamAnswer:
+        """As `get`, at most a second old: whoever asks meanwhile gets the same answer, so that no number of them costs more than one.
+
+        path: one of the dialect's own, which are few. Raises UpstreamFailedError.
+        """
+        asked = self._glances.get(path)
+        if asked is None or (
+            asked.done() and (asked.cancelled() or asked.exception() or self._glanced[path] + GLANCE_SECONDS <= time.monotonic())
+        ):
+            asked = self._glances[path] = asyncio.ensure_future(self._glance(path))
+        return await asyncio.shield(asked)  # it is not this client's alone
+
+    async def _glance(self, path: str) -> UpstreamAnswer:
+        answer = await self.get(path)
+        self._glanced[path] = time.monotonic()
+        return answer
 
     async def _ask(self, method: str, path: str, headers: dict[str, str], body: bytes | None, most: int) -> UpstreamAnswer:
         if self._session is None:
