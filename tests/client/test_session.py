@@ -241,6 +241,14 @@ def test_an_overloaded_server_is_asked_again_after_waits_that_double_and_never_b
     assert posted.traffic.retries == 4
 
 
+@pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
+def test_whatever_may_pass_later_is_asked_again(guard, url, status):
+    guard.faults.append(problem("unavailable", status))
+    posted = Posted(url)
+    assert posted.reply.status == 200
+    assert (posted.traffic.retries, len(posted.sleeps)) == (1, 1)
+
+
 def test_a_date_and_nonsense_in_retry_after_are_understood_or_ignored(guard, url):
     guard.faults.extend([problem("unavailable", headers={"retry-after": text}) for text in ("Wed, 21 Oct 2015 07:28:00 GMT", "²", "later")])
     posted = Posted(url, first_wait_seconds=1.0)

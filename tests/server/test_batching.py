@@ -51,8 +51,8 @@ async def started(gate: Gate) -> None:
     assert await asyncio.get_running_loop().run_in_executor(None, gate.begun.acquire, True, 20)
 
 
-async def queued(batcher: MicroBatcher, item: int, rows: int = 1, deadline: float = 100.0) -> asyncio.Task:
-    task = asyncio.create_task(batcher.submit(item, rows, deadline=deadline))
+async def queued(batcher: MicroBatcher, item: int, rows: int = 1, deadline: float = 100.0, asker: str = "") -> asyncio.Task:
+    task = asyncio.create_task(batcher.submit(item, rows, deadline=deadline, asker=asker))
     await asyncio.sleep(0)  # a turn of the loop, so that it stands in the queue
     return task
 
@@ -107,6 +107,38 @@ def test_what_has_begun_goes_first_and_finds_room_where_what_is_new_does_not():
         assert await asyncio.gather(working, new, *begun) == [0, 2, 4, 6]
 
     assert with_batcher(scenario).batches == [[0], [2], [3], [1]]
+
+
+def test_askers_take_turns():
+    async def scenario(batcher, gate, clock):
+        tasks = [await queued(batcher, 0, asker="busy")]
+        await started(gate)
+        tasks += [await queued(batcher, item, asker="busy") for item in (1, 2, 3, 4)]
+        tasks += [await queued(batcher, item, asker=asker) for item, asker in ((5, "b"), (6, "c"))]
+        gate.open.release(3)
+        await asyncio.gather(*tasks)
+
+    assert with_batcher(scenario).batches == [[0], [1, 5, 6, 2], [3, 4]]
+
+
+def test_where_there_is_no_room_whoever_has_most_loses_its_newest():
+    async def scenario(batcher, gate, clock):
+        working = await queued(batcher, 0, asker="busy")
+        await started(gate)
+        busy = [await queued(batcher, item, rows=3, asker="busy") for item in (1, 2)]
+        other = await queued(batcher, 3, rows=2, asker="other")
+        newcomer = await queued(batcher, 4, rows=1, asker="newcomer")
+        with pytest.raises(QueueFullError, match="3 rows made room for an asker with fewer"):
+            await busy[1]
+        assert batcher.waiting_rows == 6
+        with pytest.raises(QueueFullError, match="no room for 3 more, 6 wait"):  # it would have as many as whoever has most
+            await batcher.submit(5, 3, deadline=100.0, asker="another")
+        with pytest.raises(QueueFullError, match="no room for 3 more"):
+            await batcher.submit(6, 3, deadline=100.0, asker="busy")
+        gate.open.release(3)
+        assert await asyncio.gather(working, busy[0], other, newcomer) == [0, 2, 6, 8]
+
+    assert with_batcher(scenario, max_rows=10).batches == [[0], [1, 3, 4]]
 
 
 def test_a_cancelled_item_leaves_the_queue_and_makes_room():

@@ -246,7 +246,7 @@ HARMLESS = [
         "X-Accel-Redirect", "Ce-Id", "Ce-Type", "Content-Language", "Content-Location", "Content-Range", "Digest", "Repr-Digest",
         "Inference-Header", "triton-grpc-error", "endpoint-load-metrics-format",
     )],
-    ("TE", "trailers, deflate"), ("X-A", MARK + "\xe9\xff"), ("X-Folded", f"a\r\n {MARK}"), ("Accept-Encoding", "gzip;q=1.0, identity;q=0"),
+    ("TE", "trailers, deflate"), ("X-A", MARK + "\xe9\xff"), ("Accept-Encoding", "gzip;q=1.0, identity;q=0"),
     ("X-Request-Id", "a-request"), ("User-Agent", "somebody"),
 ]  # fmt: skip
 
@@ -276,6 +276,7 @@ def test_what_connection_names_is_hop_by_hop(door):
         [("X-A", "\x01")],
         [("X-A", "b\0c")],
         [("X-A", "a\x0bb")],
+        [("X-Folded", f"a\r\n {MARK}")],
         [("X-A", "b" * 17_000)],
         [(f"X-{number}", "b" * 100) for number in range(200)],
     ],
@@ -355,7 +356,6 @@ FRAMINGS = {
     "chunks with extensions": CHUNKED + chunked(GOOD, 100, b';a="b";' + MARK.encode()),
     "trailers": CHUNKED + chunked(GOOD, 500, trailers=b"X-Trailer: " + MARK.encode() + b"\r\nContent-Length: 5\r\nGuard-Proof: a\r\n"),
     "chunk sizes with zeros before": CHUNKED + b"0000%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD),
-    "the same length twice": head(f"Content-Length: {len(GOOD)}", f"Content-Length: {len(GOOD)}") + GOOD,
     "expectation": head("Expect: 100-continue", f"Content-Length: {len(GOOD)}") + GOOD,
     "an upgrade": head("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA", f"Content-Length: {len(GOOD)}") + GOOD,
     "a websocket": head("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA",

@@ -57,11 +57,20 @@ def test_one_principals_noise_takes_no_line_from_another(log, clock):
     assert [denials.observe(denied(name), None) for name in "aaaab"] == [True, True, False, False, True]
 
 
-def test_only_what_was_denied_is_counted_together(log, clock):
+def test_what_was_judged_always_has_its_line(log, clock):
     denials = Denials([log], 1, clock=clock)
-    for outcome in ("allow", "challenge", "refuse", "failed"):
-        assert all(denials.observe(decision_of(outcome=outcome), None) for _ in range(5))
+    for outcome in ("allow", "challenge", "refuse", "coarsen"):
+        assert all(denials.observe(decision_of(outcome=outcome, reason=""), None) for _ in range(5))
     assert len(log.decisions) == 20
+
+
+@pytest.mark.parametrize(("outcome", "reason"), [("failed", "queue-full"), ("challenge", "proof-invalid"), ("challenge", "proof-replayed")])
+def test_what_fails_and_proofs_that_do_not_count_are_counted_together(outcome, reason, log, clock):
+    denials = Denials([log], 2, clock=clock)
+    lines = [denials.observe(decision_of(outcome=outcome, reason=reason), None) for _ in range(30)]
+    assert lines == [True] * 2 + [False] * 28
+    denials.flush(now=True)
+    assert [(decision.reason, decision.requests) for decision in log.decisions] == [(reason, 1)] * 2 + [(reason, 28)]
 
 
 def test_who_has_many_names_has_no_more_lines_and_takes_no_memory(log, clock):

@@ -97,6 +97,33 @@ def test_who_has_paid_for_a_failed_answer_passes_once_more(faulty_rig):
     assert asked(rig.url, query, proof)[0] == 402
 
 
+@pytest.mark.parametrize("trouble", ["408 Request Timeout", "425 Too Early", "429 Too Many Requests"])
+def test_who_has_paid_passes_once_more_where_the_model_server_says_later(faulty_rig, trouble):
+    upstream, rig = faulty_rig
+    query = next(glyph[None] for glyph in GLYPHS if asked(rig.url, glyph[None])[0] == 402)
+    proof = header_of(proof_of(json.loads(asked(rig.url, query)[1])["challenge"]))
+    upstream.fault = f"HTTP/1.1 {trouble}\r\nRetry-After: 7\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode()
+    headers, body = infer_message(query)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(rig.url + INFER, body, {**headers, "Guard-Proof": proof}), timeout=30)
+    upstream.fault = Fault.NONE
+    with caught.value as error:
+        assert (error.code, error.headers["Retry-After"]) == (502, "7")
+        retry = read_problem(502, error.read()).extensions["retry_proof"]
+    assert asked(rig.url, query, retry)[0] == 200
+
+
+def test_a_query_that_the_model_server_refuses_has_cost_its_proof(faulty_rig):
+    upstream, rig = faulty_rig
+    query = next(glyph[None] for glyph in GLYPHS if asked(rig.url, glyph[None])[0] == 402)
+    proof = header_of(proof_of(json.loads(asked(rig.url, query)[1])["challenge"]))
+    upstream.fault = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    refused = asked(rig.url, query, proof)
+    upstream.fault = Fault.NONE
+    assert refused == (400, b"{}")
+    assert asked(rig.url, query, proof)[0] == 402
+
+
 @pytest.mark.parametrize("name", ["resets at once", "no JSON", "a redirect"])
 def test_a_model_server_that_keeps_failing_makes_the_guard_unready_until_it_is_back(name, faulty_rig, monkeypatch):
     monkeypatch.setattr(service_module, "LOOK_SECONDS", 0.1)

@@ -84,6 +84,22 @@ def test_unknown_members_are_refused_at_every_level(proof, path, name):
     assert result_of(made(), header_of(changed(proof, (*path, name), 1))) == "invalid"
 
 
+@pytest.mark.parametrize("signature", ["changed", "made up"])
+def test_a_time_that_is_over_excuses_no_forged_signature(proof, signature):
+    late = changed(proof, ("challenge", "parameters", "expiresAt"), int(NOW) - 1_000_000)
+    if signature == "made up":
+        late = changed(late, ("challenge", "signature"), "0" * 64)
+    verdict = made().verify(header_of(late), BOUND, NOW)
+    assert verdict[:2] == ("invalid", "its challenge was not signed by us, and its time is over")
+
+
+@pytest.mark.parametrize("model", ["cifar10", 'modèle "é" \\ \u2028 \U0001f600 \x7f \x01\t'])
+def test_whose_time_is_over_is_told_so_where_we_signed_it_under_any_name(model):
+    bound, then = BOUND._replace(model=model), NOW - 1_000_000
+    late = header_of(solved(made().issue(CHARGE, bound, then)))
+    assert result_of(made(), late, bound) == "expired"
+
+
 def test_repeated_members_are_refused(proof):
     text = json.dumps(proof)
     for inner in ('"counter": ', '"nonce": ', '"challenge": ', '"l": '):

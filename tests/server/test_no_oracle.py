@@ -13,6 +13,7 @@ from honest_proofs import header_of
 from raw_client import Answer, asked, check_problem
 from rig import INFER, Rig, demo_queries, infer_message, rigged
 
+from sameguard.server.batching import QueueFullError
 from sameguard.server.scoring import LocalBackend, ScoringQueue
 from sameguard.server.telemetry import configure_logging
 
@@ -134,7 +135,10 @@ def unchecked(rig: Rig) -> None:
 
 
 def without_challenges(rig: Rig) -> None:
-    rig.service.flow._issuing = 10**6
+    async def submit(*args: object, **settings: object) -> None:
+        raise QueueFullError("64 wait")
+
+    rig.service.flow._issuing.submit = submit
 
 
 FAULTS = {

@@ -211,7 +211,7 @@ def test_clients_that_never_read_their_answers_are_let_go(guard):
     clients = sockets_to(guard.url, 8, receive_bytes=4096)
     for client in clients:
         client.sendall(b"GET /v2 HTTP/1.1\r\nHost: guard\r\n\r\n")
-    until(lambda: guard.open_files >= before + 8, "they are not connected")
+    until(lambda: guard.open_files >= before + 6, "they are not connected")  # of the first one something may have closed meanwhile
     until(lambda: guard.open_files <= before + 3, "their connections stay open")
     for client in clients:
         client.close()

@@ -117,6 +117,13 @@ OPINIONS = {
     "a letter that is none": head("Tran\u017f".encode().decode("latin-1") + "fer-Encoding: chunked", f"Content-Length: {SIZE}") + BODY,
     "a header inside a header": head("X-A: b\rTransfer-Encoding: chunked", f"Content-Length: {SIZE}") + BODY,
     "a header behind a bare line feed": head("X-A: b\nTransfer-Encoding: chunked", f"Content-Length: {SIZE}") + BODY,
+    "two lengths that agree": head(f"Content-Length: {SIZE}", f"content-length: {SIZE}") + BODY,
+    "a list of lengths that agree": head(f"Content-Length: {SIZE}, {SIZE}") + BODY,
+    "a header over two lines": head("X-A: b\r\n c", f"Content-Length: {SIZE}") + BODY,
+    "a header over two lines, with a tab": head("X-A: b\r\n\tc", f"Content-Length: {SIZE}") + BODY,
+    "a header that ends with a bare line feed": head("X-A: b\nX-C: d", f"Content-Length: {SIZE}") + BODY,
+    "a last line with a bare line feed": head(f"Content-Length: {SIZE}")[:-4] + b"\n\r\n" + BODY,
+    "a blank line with a bare line feed": head(f"Content-Length: {SIZE}")[:-2] + b"\n" + BODY,
     "chunks in HTTP/1.0": head(TE, line=LINE.replace("1.1", "1.0")) + CHUNKS,
     # chunks
     **{
@@ -158,10 +165,7 @@ OPINIONS = {
 
 
 # oddities in which every reader sees the same end
-CLEAR = {
-    "chunks in HTTP/1.0", "a chunk extension without end", "trailers without end", "line feeds alone", "version HTTP/1.2",
-    "version HTTP/2.0", "version HTTP/9.9",
-}  # fmt: skip
+CLEAR = {"a chunk extension without end", "trailers without end", "version HTTP/1.2", "version HTTP/2.0", "version HTTP/9.9"}
 
 
 @pytest.mark.parametrize("name", OPINIONS)

@@ -54,6 +54,17 @@ def test_a_decision_is_counted_by_what_the_client_got_and_by_what_the_policy_sai
     assert found["guard_proofs_total", "replayed"] == 0  # there from the start, so that rate() sees the first
 
 
+def test_what_is_never_scored_is_counted_apart():
+    telemetry = telemetry_of()
+    for status, failure in ((200, ""), (204, ""), (502, "upstream-unreachable")):
+        telemetry.passed(status, failure)
+    found = samples(telemetry)
+    assert found["guard_passed_total", "2xx"] == 2
+    assert found["guard_passed_total", "5xx"] == 1
+    assert found["guard_failures_total", "upstream-unreachable"] == 1
+    assert not [labels for labels in found if labels[0] == "guard_requests_total"]
+
+
 def test_scores_are_those_of_single_queries_that_were_not_judged_before():
     telemetry = telemetry_of()
     telemetry.observe(decision_of(score=0.5), None)

@@ -34,7 +34,7 @@ from sameguard.errors import ConfigurationError
 from sameguard.protocol import Limits, Problem, WireError, inflate, read_problem
 from sameguard.protocol.challenge import PROOF_BYTES, PROOF_HEADER, RETRY_PROOF
 
-TRY_AGAIN = (429, 502, 503, 504)
+TRY_AGAIN = (408, 425, 429, 502, 503, 504)
 IDLE_SECONDS = 4.0  # servers close idle connections after 5 s; a request must not go out on one that is just being closed
 PROBLEM_BYTES = 64 * 2**10
 RETRY_TOKEN = re.compile(rf"[A-Za-z0-9+/=_.-]{{1,{PROOF_BYTES}}}")

@@ -87,6 +87,8 @@ class DataPlane:
                     if not trace.principal:  # refused before its headers were read
                         trace.principal = self.service.identity.principal({}, _peer(scope)).name
                     self._observed(trace)
+                else:
+                    self.service.telemetry.passed(trace.status, trace.reason if trace.outcome == "failed" else "")
 
     async def _replied(self, route: Route, snapshot: Snapshot, trace: Trace, scope: dict[str, Any], receive: Receive) -> Reply:
         """Every way out ends here as a reply; what nobody foresaw is a refusal, too."""
@@ -164,7 +166,11 @@ class DataPlane:
             raise replies.over_quota(seconds)
 
     def _digest(self, digest: bytes, headers: dict[str, str]) -> bytes:
-        """Of everything of a request that the model server may answer by: inputs, and the headers that travel as they came."""
+        """Of everything of a request that the model server may answer by: inputs, and the headers that a setting lets through.
+
+        Authorization among them: a model server that is shown it may answer each tenant with a model of its own, and a verdict or a proof for
+        one would be good for the other.
+        """
         upstream = self.settings.upstream
         names = (*upstream.pass_headers, *(("authorization",) if upstream.pass_authorization else ()))
         told = {name: headers[name.lower()] for name in sorted(names) if name.lower() in headers}

@@ -108,7 +108,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _make_room(self, rows: int, asker: str) -> None:
         """Sheds the newest items of whoever has most rows, as long as that is more than the asker would have. Raises QueueFullError."""
-        missing = self.waiting_rows + rows - self.max_waiting_rows
+        waiting = self.waiting_rows
+        missing = waiting + rows - self.max_waiting_rows
         if missing <= 0:
             return
         held = {name: _rows(entries) for name, entries in self._waiting.items()}
@@ -119,7 +120,7 @@ class MicroBatcher(Generic[Item, Result]):
                 (found for found in reversed(self._waiting.get(greedy, ())) if not found.result.done() and found not in shed), None
             )
             if entry is None or held[greedy] <= would_hold:
-                raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more: try again later.")
+                raise QueueFullError(f"queue of {self.max_waiting_rows} rows has no room for {rows} more, {waiting} wait: try again later.")
             shed.append(entry)
             held[greedy] -= entry.rows
             missing -= entry.rows

@@ -6,6 +6,7 @@ or memory, for as long as a client likes. How many there may be is `server.conne
 """
 
 import asyncio
+import re
 from typing import ClassVar
 
 import h11
@@ -16,6 +17,7 @@ from sameguard.server.connection_limits import Connections
 from sameguard.server.settings import ListenSettings
 
 PARSER_BYTES = 64 * 2**10  # unparsed: headers (`listen.header_bytes` is smaller, and answered politely), requests behind the one at work
+LENGTH = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 
 
 def bounded_protocol(limits: ListenSettings, among: Connections | None = None) -> type[asyncio.Protocol]:
@@ -101,7 +103,8 @@ class BoundedProtocol(H11Protocol):
 class _CountingConnection(h11.Connection):
     """Parses a body of at most so many pieces: chunks of a byte each cost a thousand times what the body costs.
 
-    A request with two opinions of its end, a length and chunks, ends the connection: whoever stands before us may hold the other one.
+    A request with two opinions of its end ends the connection, and so does one that is written as only lenient readers understand it: whoever
+    stands before us may hold the other opinion.
     """
 
     def __init__(self, most_pieces: int) -> None:
@@ -110,9 +113,11 @@ class _CountingConnection(h11.Connection):
         self._pieces = 0
 
     def next_event(self) -> object:
+        unread = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._pieces = 0
+            _check_head(unread[: len(unread) - len(self.trailing_data[0])])
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
                 raise h11.RemoteProtocolError("request must have Content-Length or Transfer-Encoding, got both.")
             if event.http_version == b"1.0" and any(name == b"transfer-encoding" for name, _ in event.headers):
@@ -122,6 +127,17 @@ class _CountingConnection(h11.Connection):
             if self._pieces > self.most_pieces:
                 raise h11.RemoteProtocolError(f"body must come in at most {self.most_pieces} pieces, got more.")
         return event
+
+
+def _check_head(head: bytes) -> None:
+    """Raises RemoteProtocolError for lines that h11 mends before anybody sees them. Lines behind a last chunk are not looked at."""
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise h11.RemoteProtocolError("lines of a request must end with CR and LF, got LF alone.")
+    if b"\r\n " in head or b"\r\n\t" in head:
+        raise h11.RemoteProtocolError("a header must be one line, got one that goes on in the next.")
+    lengths = LENGTH.findall(head)
+    if len(lengths) > 1 or any(b"," in length for length in lengths):
+        raise h11.RemoteProtocolError("request must have one Content-Length, got more.")
 
 
 class _BoundedFlow(FlowControl):

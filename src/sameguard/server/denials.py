@@ -1,7 +1,7 @@
 """Requests without a verdict in the logs: of each principal so many a minute get a line, the rest is told in one line with its number.
 
 What is not understood, fails, or comes with a proof that does not count costs its sender nothing. A line for each would let anybody rotate
-away the records that matter. Metrics and the dashboard count every request; what was judged always has a line of its own.
+away the records that matter. Metrics and the dashboard count every request; what was answered, refused or charged always has a line.
 """
 
 import dataclasses

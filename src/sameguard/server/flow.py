@@ -6,7 +6,6 @@ no answer goes out; the exceptions are settings (`shadow`, `scorer.fail_open`), 
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sameguard.errors import SameguardError
 from sameguard.policies import Action, Allow, Challenge, Coarsen, Refuse, TooCostly, action_of_batch, coarsened
 from sameguard.protocol import InferRequest, InferResponse, WireError, travelling_headers
 from sameguard.server import replies
-from sameguard.server.batching import DeadlineError, QueueFullError
+from sameguard.server.batching import DeadlineError, MicroBatcher, QueueFullError
 from sameguard.server.decision import Evidence
 from sameguard.server.identity import Principal
 from sameguard.server.proofs import Bound, IssuedChallenge, ProofResult, Proofs
@@ -34,7 +33,6 @@ from sameguard.server.verdicts import Verdict, VerdictCache
 Scored = TypeVar("Scored")
 OUTCOMES: dict[type, str] = {Allow: "allow", Coarsen: "coarsen", Challenge: "challenge", TooCostly: "too-costly", Refuse: "refuse"}
 WAITING_CHALLENGES = 64  # each runs the key derivation once: what would wait longer is shed
-CHALLENGES_OF_ONE = 8  # of these, of one principal
 PASSING_TROUBLE = frozenset({408, 425, 429})  # the model server would answer later: like 5xx, no reason to keep a proof
 SMALLEST_PROBABILITY = 1e-6  # of a coarsened answer where the model server gives logits
 
@@ -60,8 +58,9 @@ class Flow:
         self.proofs = proofs
         self.store = store
         self.cache = cache
-        self.issuing = issuing
-        self._issuing: Counter[str] = Counter()  # by principal
+        self._issuing: MicroBatcher[tuple[Challenge, Bound, float], IssuedChallenge] = MicroBatcher(
+            lambda charges: [self.proofs.issue(*charge) for charge in charges], issuing, max_rows=1, max_waiting_rows=WAITING_CHALLENGES
+        )
 
     async def answer(self, asked: Asked, snapshot: Snapshot, trace: Trace) -> Reply:
         """The answer to an allowed, paid or shadowed request. Raises Refusal for every other."""
@@ -172,7 +171,8 @@ class Flow:
     def _passed_on(self, answer: UpstreamAnswer, retry_proof: str | None) -> Refusal:
         """The model server's own refusal, as it is; anything that is neither an answer nor an error is none of the client's business."""
         if answer.status < 400 or retry_proof is not None or len(answer.body) > ERROR_BYTES:
-            return replies.upstream_failed(502, f"upstream-status-{answer.status}", retry_proof)
+            reason = f"upstream-status-{answer.status}"
+            return replies.upstream_failed(502, reason, retry_proof, answer.headers.get("retry-after") if retry_proof else None)
         return Refusal(passed_on(answer), "failed", f"upstream-status-{answer.status}")
 
     def _released(self, response: InferResponse, action: Action, asked: Asked, snapshot: Snapshot, trace: Trace) -> Reply:
@@ -244,16 +244,13 @@ class Flow:
         return replies.challenged(issued, self.settings.proofs.status, snapshot.model.name, now, kind)
 
     async def _issued(self, charge: Challenge, bound: Bound, now: float, principal: str) -> IssuedChallenge:
-        if self._issuing.total() >= WAITING_CHALLENGES or self._issuing[principal] >= CHALLENGES_OF_ONE:
-            raise replies.unavailable("challenges-full")
-        self._issuing[principal] += 1
+        deadline = self._issuing.clock() + self.settings.scorer.deadline_seconds
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.issuing, self.proofs.issue, charge, bound, now)
+            return await self._issuing.submit((charge, bound, now), 1, deadline=deadline, asker=principal)
+        except (QueueFullError, DeadlineError) as error:
+            raise replies.unavailable("challenges-full") from error
         except SameguardError as error:
             raise replies.unavailable("challenge-failed") from error
-        finally:
-            self._issuing[principal] -= 1
-            self._issuing += Counter()  # forgets who has none left
 
     def _refund(self, asked: Asked, snapshot: Snapshot) -> str:
         return self.proofs.refund(_bound(asked, snapshot), time.time())

@@ -9,6 +9,7 @@ that a proof is spent once, is `server.replay`: `Verdict.nonce` must be redeemed
 import base64
 import hashlib
 import hmac
+import json
 import math
 import re
 import secrets
@@ -177,13 +178,15 @@ class Proofs:
         secret, key_secret = self._keys.get(parameters.data["k"], (None, None))
         if secret is None:
             return Verdict(ProofResult.INVALID, "its key is not, or no longer, one of ours")
+        found = altcha.verify_solution(payload, secret, hmac_key_secret=key_secret)
+        if found.expired and not _is_signed(payload.challenge, secret):  # altcha has looked at nothing else
+            return Verdict(ProofResult.INVALID, "its challenge was not signed by us, and its time is over")
+        if not (found.expired or found.verified):
+            return Verdict(ProofResult.INVALID, "its solution is wrong" if found.invalid_solution else "its challenge was not signed by us")
         if parameters.expires_at < now:
             return Verdict(ProofResult.EXPIRED, "its time is over")
-        found = altcha.verify_solution(payload, secret, hmac_key_secret=key_secret)
         if found.expired:
             return Verdict(ProofResult.EXPIRED, "its time is over by the system's clock")
-        if not found.verified:
-            return Verdict(ProofResult.INVALID, "its solution is wrong" if found.invalid_solution else "its challenge was not signed by us")
         return self._signed_verdict(parameters, bound)
 
     def _signed_verdict(self, parameters: altcha.ChallengeParameters, bound: Bound) -> Verdict:
@@ -301,6 +304,13 @@ def _check_number(holder: dict[str, Any], name: str, most: int) -> None:
     value = holder[name]
     if type(value) is not int or not 0 <= value <= most:  # a bool is an int, too
         raise InvalidProofError(f"{name} must be a whole number from 0 to {most}, got something else.")
+
+
+def _is_signed(challenge: altcha.Challenge, secret: bytes) -> bool:
+    """Whether we made it, as altcha signs: HMAC-SHA-256 of its parameters as JSON without blanks, members by name."""
+    text = json.dumps(challenge.parameters.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    wanted = hmac.new(secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+    return hmac.compare_digest(challenge.signature, wanted)
 
 
 def _digest_text(digest: bytes) -> str:

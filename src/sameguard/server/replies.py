@@ -85,8 +85,9 @@ def failed_proof(result: str, status: int) -> Reply:
     return problem_reply(Problem(f"proof-{result}", detail, status), "challenge")
 
 
-def upstream_failed(status: int, reason: str, retry_proof: str | None = None) -> Refusal:
-    """retry_proof: for a client whose proof is spent: it passes once more with this one."""
+def upstream_failed(status: int, reason: str, retry_proof: str | None = None, retry_after: str | None = None) -> Refusal:
+    """retry_proof: for a client whose proof is spent: it passes once more with this one. retry_after: when, by the model server's word."""
     detail = "the model server did not answer in time" if status == 504 else "the model server gave no usable answer"
     more = {} if retry_proof is None else {"retry_proof": retry_proof, "header": "Guard-Proof"}
-    return Refusal(problem_reply(Problem("upstream-error", detail, status, extensions=more), "upstream-error"), "failed", reason)
+    wait = {} if retry_after is None else {"retry-after": retry_after}
+    return Refusal(problem_reply(Problem("upstream-error", detail, status, extensions=more), "upstream-error", wait), "failed", reason)

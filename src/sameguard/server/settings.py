@@ -76,9 +76,9 @@ class UpstreamSettings(Section):
     connections: Count = 100
     """Most connections to it at once."""
     pass_headers: tuple[PassedHeader, ...] = ()
-    """Clients' headers that travel on, besides those for tracing and the user agent."""
+    """Clients' headers that travel on, besides those for tracing and the user agent. Verdicts and proofs hold for their values."""
     pass_authorization: bool = False
-    """Clients' `Authorization` travels on."""
+    """Clients' `Authorization` travels on. Verdicts and proofs hold for its value."""
     ready_failures: Count = 3
     """Failures in a row that make the guard not ready: no answer, 5xx, or an answer that cannot be read."""
 
@@ -234,7 +234,7 @@ class AuditSettings(Section):
     block: bool = False
     """A full disk stops answers (compliance) instead of losing records."""
     denied_a_minute: Count = 20
-    """Requests of one principal that were not understood and get a line each; the rest of the minute is counted in one line."""
+    """Requests of one principal that were not understood, failed, or came with a proof that does not count, and get a line each; the rest of the minute is counted in one line."""
 
 
 class AdminSettings(Section):

@@ -70,6 +70,7 @@ class Telemetry:
             "guard_failures_total", "Requests without an answer for a reason that is not the query's.", ["reason"], **own
         )
         self._denied = Counter("guard_denied_total", "Requests that were not understood, too large or too frequent.", ["reason"], **own)
+        self._passed = Counter("guard_passed_total", "Metadata and health requests, unscored, by status.", ["status"], **own)
         self._stages = Histogram("guard_stage_seconds", "Time by stage, waiting included.", ["stage"], buckets=STAGE_BUCKETS, **own)
         self._upstream = Histogram("guard_upstream_seconds", "Time until the model server's answer.", buckets=STAGE_BUCKETS, **own)
         self._canary = Gauge("guard_canary_shift", "How far the model server's answers to canary queries moved, total variation.", **own)
@@ -109,6 +110,12 @@ class Telemetry:
                 self._stage_of[stage].observe(seconds)
             if stage == "upstream":
                 self._upstream.observe(seconds)
+
+    def passed(self, status: int, failure: str = "") -> None:
+        """Counts a request that is never scored. failure: why it got no answer."""
+        self._passed.labels(f"{status // 100}xx").inc()
+        if failure:
+            self.failed(failure)
 
     def failed(self, reason: str) -> None:
         """Counts what got no answer before it was a request."""
