@@ -234,7 +234,7 @@ class AuditSettings(Section):
     block: bool = False
     """A full disk stops answers (compliance) instead of losing records."""
     denied_a_minute: Count = 20
-    """Requests of one principal that were not understood, failed, or came with a proof that does not count, and get a line each; the rest of the minute is counted in one line."""
+    """Lines for requests of one principal that were not understood, failed, or had a proof that does not count; the rest is one line."""
 
 
 class AdminSettings(Section):
