@@ -1,6 +1,7 @@
 """The verb attack beyond the plain theft: options, networks, copies of the guard, victims that die, where numbers come from, own attacks."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -299,7 +300,7 @@ def test_a_victim_that_dies_while_the_copy_is_judged_costs_no_query(owned, here)
 
 
 def test_where_nothing_can_be_written_the_attack_runs_and_says_so(owned, here, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     done = attack(owned, "noise")
     assert done.exit_code == 0, done.output
     assert "answers are not kept" in done.stderr
