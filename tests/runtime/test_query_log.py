@@ -315,7 +315,7 @@ def test_bad_rows_are_written_with_their_reasons_and_cost_the_others_nothing(gua
     assert "16, got 15" in reasons["short"]
     assert reasons["no inputs"] == "row must have inputs, got none."
     assert "must lie in [0, 1] after decoding" in reasons["out of bounds"]
-    assert "another JSON type" in reasons["text"]
+    assert "all numbers, got strings among them" in reasons["text"]
     assert "must have the shape (3,)" in reasons["wrong classes"]
     assert "must return probabilities that sum to 1" in reasons["unnormalised"]
     assert "must return probabilities >= 0" in reasons["negative"]
